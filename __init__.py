@@ -1,0 +1,61 @@
+"""An OpenEnv environment in which an agent runs the training of real neural networks.
+
+```python
+from ml_trainer_env import MLTrainerEnv
+```
+
+Importing the package loads nothing; a name loads its module when it is first used, and no name
+loads torch or the server.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_trainer_env.client import MLTrainerEnv, ToolCallError
+    from ml_trainer_env.models import (
+        CurrentConfig,
+        Grade,
+        GradeComponent,
+        RewardTerms,
+        TrainingConfig,
+        TrainingStatus,
+    )
+    from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
+
+__all__ = [
+    "CurrentConfig",
+    "EpisodeState",
+    "Grade",
+    "GradeComponent",
+    "MLTrainerEnv",
+    "RewardTerms",
+    "StatusObservation",
+    "ToolCallError",
+    "ToolObservation",
+    "TrainingConfig",
+    "TrainingStatus",
+]
+
+_OUTSIDE_MODELS = {  # where the names live that are not in models
+    "MLTrainerEnv": "client",
+    "ToolCallError": "client",
+    "EpisodeState": "wire",
+    "StatusObservation": "wire",
+    "ToolObservation": "wire",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"ml_trainer_env.{_OUTSIDE_MODELS.get(name, 'models')}")
+    value = getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
