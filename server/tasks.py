@@ -1,0 +1,312 @@
+"""The three tasks and their graders: plain data and pure functions, nothing imported but models.
+
+Guarantees: the score is in 0..1 and depends on the epoch history alone, never on the calls that
+led to it; it belongs to one checkpoint, the best val accuracy (earliest on a tie), whose accuracy
+and gap are taken from the same epoch; without a finished epoch it is 0; no NaN comes out.
+A changed number in this file is a new `version` of its task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from ml_trainer_env.models import EpochRecord, Grade, GradeComponent, TaskId
+
+History = Sequence[EpochRecord]
+ComponentName = Literal["accuracy", "generalization", "efficiency", "stability"]
+
+NO_CREDIT_GAP = 0.15  # the gap at which generalization earns nothing
+FULL_CREDIT_GAP = 0.05  # the gap below which it earns everything
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyScale:
+    """The val accuracies that are worth 0 (`low`) and 1 (`high`), linear between them."""
+
+    low: float
+    high: float
+
+    def value(self, accuracy: float) -> float:
+        return _clip((accuracy - self.low) / (self.high - self.low))
+
+
+EASY_SCALE = AccuracyScale(low=0.88, high=0.975)  # fixed by the specification
+MEDIUM_SCALE = AccuracyScale(low=0.80, high=0.905)  # frozen by docs/calibration.md
+HARD_SCALE = AccuracyScale(low=0.40, high=0.75)  # frozen by docs/calibration.md
+HARD_REFERENCE_UTILITY = 0.80  # U of the reference recipe; frozen by docs/calibration.md
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is trained, for how long, and what counts.
+
+    `network`, `dataset`, `shards` and `version` say what the engine runs; the rest is the contract
+    with the agent. `weights` sum to 1.
+    """
+
+    task_id: TaskId
+    title: str
+    description: str
+    aim: str
+    version: int
+    network: str
+    dataset: str
+    shards: int
+    max_epochs: int
+    scale: AccuracyScale
+    weights: tuple[tuple[ComponentName, float], ...]
+    reference_utility: float | None = None  # only where efficiency counts
+
+    @property
+    def goal(self) -> str:
+        """The instructions for an agent: the aim, what is measured, and the formula of the score.
+
+        Written from the numbers that `grade` uses, so that the two cannot disagree.
+        """
+        letters = [f"{weight:g} {_FORMULAS[name](self)[0]}" for name, weight in self.weights]
+        formulas = [" = ".join(_FORMULAS[name](self)) for name, _ in self.weights]
+        score = f"score = {' + '.join(letters)}, where {'; '.join(formulas)}"
+        return (
+            f"{self.aim} You have {self.max_epochs} epochs. The final score, from 0 to 1, belongs "
+            "to the checkpoint with the best validation accuracy (the earliest on a tie), "
+            f"wherever training went afterwards: {score}. clip cuts to the range 0..1. "
+            "Without training the score is 0. The hidden-test accuracy is shown with the score and "
+            "does not count."
+        )
+
+
+TASKS: dict[str, Task] = {
+    "easy_mnist": Task(
+        task_id="easy_mnist",
+        title="MNIST Digit Classifier",
+        description=(
+            "A 2-layer MLP with about 100k parameters learns digits from 4,000 MNIST images; "
+            "1,000 more measure validation, 2,000 stay hidden until the end."
+        ),
+        aim="Reach the highest validation accuracy; the target is at least 96%.",
+        version=1,
+        network="mnist_mlp",
+        dataset="mnist",
+        shards=1,
+        max_epochs=100,
+        scale=EASY_SCALE,
+        weights=(("accuracy", 1.0),),
+    ),
+    "medium_fashion": Task(
+        task_id="medium_fashion",
+        title="Fashion Item Classifier",
+        description=(
+            "A small CNN with about 200k parameters learns clothing from 6,500 FashionMNIST "
+            "images; 1,500 more measure validation, 2,000 stay hidden until the end."
+        ),
+        aim="Reach a high validation accuracy with a generalisation gap below 5%.",
+        version=1,
+        network="fashion_cnn",
+        dataset="fashion_mnist",
+        shards=2,
+        max_epochs=80,
+        scale=MEDIUM_SCALE,
+        weights=(("accuracy", 0.6), ("generalization", 0.4)),
+    ),
+    "hard_cifar": Task(
+        task_id="hard_cifar",
+        title="CIFAR-10 Under Budget",
+        description=(
+            "A deeper CNN with about 500k parameters learns objects from 8,000 CIFAR-10 images; "
+            "2,000 more measure validation, 2,000 stay hidden until the end."
+        ),
+        aim="Reach a high validation accuracy early and steadily, under a tight budget.",
+        version=1,
+        network="cifar_cnn",
+        dataset="cifar10",
+        shards=2,
+        max_epochs=60,
+        scale=HARD_SCALE,
+        weights=(("accuracy", 0.5), ("efficiency", 0.3), ("stability", 0.2)),
+        reference_utility=HARD_REFERENCE_UTILITY,
+    ),
+}
+
+
+def best_checkpoint(history: History) -> EpochRecord | None:
+    """The epoch with the highest val accuracy, the earliest on a tie; None before any."""
+    best: EpochRecord | None = None
+    highest = -1.0
+    for record in history:
+        if record.val_accuracy is not None and record.val_accuracy > highest:
+            best, highest = record, record.val_accuracy
+    return best
+
+
+def grade(
+    task: Task, history: History, submitted_by: Literal["agent", "call_limit"] = "agent"
+) -> Grade:
+    """The final score of a whole episode's `history`, explained.
+
+    `hidden_test_accuracy` is left None: whoever holds the weights adds it.
+    """
+    best = best_checkpoint(history)
+    measured = [
+        _UNTRAINED if best is None else _MEASURES[name](task, history, best)
+        for name, _ in task.weights
+    ]
+    components = tuple(
+        GradeComponent(name=name, weight=weight, value=found.value, inputs=found.inputs)
+        for (name, weight), found in zip(task.weights, measured, strict=True)
+    )
+    return Grade(
+        task_id=task.task_id,
+        task_version=task.version,
+        score=_total(components),
+        components=components,
+        explanation=_explanation(components, measured, history, best),
+        graded_epoch=None if best is None else best.epoch,
+        val_accuracy=None if best is None else best.val_accuracy,
+        generalization_gap=None if best is None else best.gap,
+        submitted_by=submitted_by,
+    )
+
+
+def utility(task: Task, history: History) -> float:
+    """U: the mean over the whole budget of A(best accuracy so far), in 0..1.
+
+    Epochs that were not run keep the last value. An epoch that diverged keeps it too, and counts 0
+    when nothing was measured before it. Training on can therefore never lower it.
+    """
+    curve: list[float] = []
+    highest = 0.0
+    for record in history[: task.max_epochs]:
+        if record.val_accuracy is not None:
+            highest = max(highest, task.scale.value(record.val_accuracy))
+        curve.append(highest)
+    curve.extend([highest] * (task.max_epochs - len(curve)))
+    return sum(curve) / task.max_epochs
+
+
+class _Measured(NamedTuple):
+    """A component's value in 0..1, the numbers it was computed from, and those numbers in words."""
+
+    value: float
+    inputs: dict[str, float]
+    evidence: str
+
+
+_UNTRAINED = _Measured(0.0, {}, "")
+
+
+def _total(components: Sequence[GradeComponent]) -> float:
+    return _clip(sum(part.weight * part.value for part in components))
+
+
+def _explanation(
+    components: Sequence[GradeComponent],
+    measured: Sequence[_Measured],
+    history: History,
+    best: EpochRecord | None,
+) -> str:
+    if best is None:
+        why = "every epoch diverged" if history else "nothing was trained"
+        return f"Score 0 because {why}, so there is no checkpoint to grade."
+    terms = " + ".join(f"{part.weight:g} x {part.name} {part.value:.3f}" for part in components)
+    evidence = ", ".join(
+        f"{part.name} from {found.evidence}"
+        for part, found in zip(components, measured, strict=True)
+    )
+    return (
+        f"Score {_total(components):.3f} = {terms} for the checkpoint of epoch {best.epoch}: "
+        f"{evidence}."
+    )
+
+
+def _accuracy(task: Task, history: History, best: EpochRecord) -> _Measured:
+    accuracy, scale = _val_accuracy(best), task.scale
+    return _Measured(
+        scale.value(accuracy),
+        {"val_accuracy": accuracy, "low": scale.low, "high": scale.high},
+        f"val accuracy {accuracy:.2%} on the scale from {scale.low:.2%} to {scale.high:.2%}",
+    )
+
+
+def _generalization(task: Task, history: History, best: EpochRecord) -> _Measured:
+    learned = _learned(task, best)
+    gap = NO_CREDIT_GAP if best.gap is None else best.gap
+    return _Measured(
+        _clip((NO_CREDIT_GAP - gap) / (NO_CREDIT_GAP - FULL_CREDIT_GAP)) * learned,
+        {"gap": gap, "learned": learned},
+        f"a gap of {gap:.2%} and min(1, 2A) = {learned:.3f}",
+    )
+
+
+def _efficiency(task: Task, history: History, best: EpochRecord) -> _Measured:
+    if task.reference_utility is None:
+        raise ValueError(f"{task.task_id} weighs efficiency but has no reference utility")
+    reached, reference = utility(task, history), task.reference_utility
+    return _Measured(
+        _clip(reached / reference),
+        {"utility": reached, "reference_utility": reference},
+        f"a utility of {reached:.3f} against {reference:.3f}",
+    )
+
+
+def _stability(task: Task, history: History, best: EpochRecord) -> _Measured:
+    losses = [r.clean_train_loss for r in history if r.clean_train_loss is not None]
+    changes = [later - earlier for earlier, later in pairwise(losses)]
+    rises = sum((change for change in changes if change > 0), 0.0)
+    falls = sum((-change for change in changes if change < 0), 0.0)
+    divergences = sum(record.diverged for record in history)
+    learned = _learned(task, best)
+    value = 0.0 if divergences or not falls else _clip(1.0 - rises / falls) * learned
+    return _Measured(
+        value,
+        {"rises": rises, "falls": falls, "divergences": float(divergences), "learned": learned},
+        f"train loss rises of {rises:.3f} against falls of {falls:.3f} with {divergences} "
+        f"divergence{'' if divergences == 1 else 's'} and min(1, 2A) = {learned:.3f}",
+    )
+
+
+def _val_accuracy(best: EpochRecord) -> float:
+    return 0.0 if best.val_accuracy is None else best.val_accuracy
+
+
+def _learned(task: Task, best: EpochRecord) -> float:
+    """min(1, 2A): tidiness earns only what was learned, for an untrained network is tidy too."""
+    return min(1.0, 2.0 * task.scale.value(_val_accuracy(best)))
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+_MEASURES: dict[ComponentName, Callable[[Task, History, EpochRecord], _Measured]] = {
+    "accuracy": _accuracy,
+    "generalization": _generalization,
+    "efficiency": _efficiency,
+    "stability": _stability,
+}
+
+# The same formulas for the agent: the letter, and what it stands for.
+_FORMULAS: dict[ComponentName, Callable[[Task], tuple[str, str]]] = {
+    "accuracy": lambda task: (
+        "A",
+        f"clip((validation accuracy - {task.scale.low:g}) / "
+        f"({task.scale.high:g} - {task.scale.low:g}))",
+    ),
+    "generalization": lambda task: (
+        "G",
+        f"clip(({NO_CREDIT_GAP:g} - gap) / {NO_CREDIT_GAP - FULL_CREDIT_GAP:g}) x min(1, 2A), "
+        "gap = train accuracy - validation accuracy, measured without dropout and augmentation",
+    ),
+    "efficiency": lambda task: (
+        "E",
+        f"min(1, U / {task.reference_utility:g}), U = mean over all {task.max_epochs} epochs of A "
+        "of the best validation accuracy so far, epochs not run keeping the last value",
+    ),
+    "stability": lambda task: (
+        "S",
+        "clip(1 - rises / falls) x min(1, 2A), rises and falls summed over the changes of the "
+        "train loss (without dropout and augmentation) from epoch to epoch; 0 after a divergence",
+    ),
+}
