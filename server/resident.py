@@ -1,0 +1,56 @@
+"""A data set as the engine uses it: normalised floats, resident in memory, one copy a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml_trainer_env.server import datasets
+from ml_trainer_env.server.datasets import Split
+
+CLASSES = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Images float32 (n, C, H, W), zero mean and unit variance by channel; labels int64 (n,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """`probe` is a fixed part of `train`, as large as `val`: the first images of every class."""
+
+    train: Rows
+    val: Rows
+    test: Rows
+    probe: Rows
+    train_labels: np.ndarray  # (n,), for drawing augmentations
+
+
+@cache
+def resident(name: str) -> Resident:
+    data = datasets.load(name)
+    train = data.train.images.float()
+    mean, std = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)
+
+    def rows(split: Split) -> Rows:
+        return Rows((split.images.float() - mean) / std, split.labels)
+
+    train_rows = rows(data.train)
+    per_class = len(data.val.labels) // CLASSES
+    positions = [(data.train.labels == c).nonzero()[:per_class, 0] for c in range(CLASSES)]
+    probe = torch.cat(positions).sort().values
+    return Resident(
+        train=train_rows,
+        val=rows(data.val),
+        test=rows(data.test),
+        probe=Rows(train_rows.images[probe], train_rows.labels[probe]),
+        train_labels=data.train.labels.numpy(),
+    )

@@ -1,0 +1,305 @@
+"""The training engine: `advance(state, plan)`, a pure function of values.
+
+The same state and the same plan give the same bits, in any process, in any order, beside any other
+work, on one thread or on two. No DataLoader, no global generator, no global state: the data set
+lies in memory as one tensor, all randomness is derived from (seed, epoch), and what a step
+computes is fixed by the workload's number of shards, not by the threads that happen to run it.
+
+The engine knows no task, no reward and no session.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ml_trainer_env.models import EpochPlan, EpochRecord
+from ml_trainer_env.server import evaluation, models_nn
+from ml_trainer_env.server.inputs import EpochInputs, InputRows
+from ml_trainer_env.server.models_nn import NETWORKS, Network, ShardResult
+from ml_trainer_env.server.optimizers import MOMENTS, update
+from ml_trainer_env.server.resident import Resident, Rows, resident
+from ml_trainer_env.server.team import SERIAL, Team
+
+Precision = Literal["fp32", "bf16"]
+
+ENGINE_VERSION = 1  # raise with every change that changes a bit
+ALIGNMENT = 16  # floats; slices of the parameter vector start on a 64-byte line
+STEPS_AHEAD = 8  # steps whose inputs one shard's networks prepare at a time
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
+EXPLODED = 10 * math.log(models_nn.CLASSES)  # nats: ten times the loss of guessing
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is trained: part of every key, so a changed task version shares nothing with the old."""
+
+    network: str
+    dataset: str
+    shards: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """Weights (P,) and batch-norm statistics (Q,). Never written to."""
+
+    weights: Tensor
+    statistics: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingState:
+    """A training run after `epoch` epochs; equal keys mean equal bits."""
+
+    key: str  # SHA-256 over the workload, seed, engine and every plan so far
+    workload: Workload
+    seed: int
+    precision: Precision
+    history: tuple[EpochRecord, ...]
+    current: Checkpoint
+    best_checkpoint: Checkpoint  # of `best`; the initial one before that
+    optimizer: str | None  # whose moments these are; None: fresh
+    moments: tuple[Tensor, ...]  # each (P,)
+    steps: int  # taken with these moments
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch with the highest validation accuracy, the earliest on a tie."""
+        finished = [r for r in self.history if r.val_accuracy is not None]
+        return max(finished, key=lambda r: r.val_accuracy or 0.0, default=None)
+
+
+def start(workload: Workload, seed: int, precision: Precision = "fp32") -> TrainingState:
+    """An untrained network. Cheap: needs no data."""
+    network = NETWORKS[workload.network]
+    generator = torch.Generator().manual_seed(seed)
+    initial = Checkpoint(
+        models_nn.initial_weights(network, generator), models_nn.initial_statistics(network)
+    )
+    origin = f"{workload}|{seed}|{engine_fingerprint(precision)}"
+    key = hashlib.sha256(origin.encode()).hexdigest()
+    return TrainingState(key, workload, seed, precision, (), initial, initial, None, (), 0)
+
+
+def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> TrainingState:
+    """One epoch of training and its evaluation.
+
+    A diverged epoch (a loss that is not finite or above `EXPLODED`) is recorded without metrics,
+    and leaves the run at its best checkpoint with fresh moments, ready to go on.
+    """
+    data = resident(state.workload.dataset)
+    run = _Run.resume(state, plan)
+    train_loss, train_accuracy = run.train_epoch(data, plan, state.seed, state.epoch, team)
+    reached = Checkpoint(run.weights, run.mean_statistics())
+    val, clean = _evaluate(state, reached, (data.val, data.probe), team)
+    healthy = all(math.isfinite(x) and x <= EXPLODED for x in (train_loss, val.loss, clean.loss))
+    record = EpochRecord(
+        epoch=state.epoch + 1,
+        plan=plan,
+        train_loss=train_loss if healthy else None,
+        train_accuracy=train_accuracy if healthy else None,
+        val_loss=val.loss if healthy else None,
+        val_accuracy=val.accuracy if healthy else None,
+        clean_train_loss=clean.loss if healthy else None,
+        clean_train_accuracy=clean.accuracy if healthy else None,
+    )
+    after = replace(state, key=_next_key(state.key, plan), history=(*state.history, record))
+    if not healthy:
+        return replace(after, current=state.best_checkpoint, optimizer=None, moments=(), steps=0)
+    return replace(
+        after,
+        current=reached,
+        best_checkpoint=reached if after.best is record else state.best_checkpoint,
+        optimizer=plan.optimizer,
+        moments=run.moments,
+        steps=run.steps,
+    )
+
+
+def test_accuracy(state: TrainingState, team: Team = SERIAL) -> float:
+    """Hidden-test accuracy of the best checkpoint, for grading alone."""
+    test = resident(state.workload.dataset).test
+    return _evaluate(state, state.best_checkpoint, (test,), team)[0].accuracy
+
+
+def configure_process() -> None:
+    """Once, at the start of a process that trains: keep freed memory instead of giving it back.
+
+    A step frees and takes megabytes again; with glibc's defaults each time through `munmap` and
+    page faults, which was measured to cost a quarter of the step. Changes no bit.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc; values from malloc.h
+        for parameter, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            libc.mallopt(parameter, value)
+
+
+@cache
+def engine_fingerprint(precision: Precision = "fp32") -> str:
+    """Names everything outside the state and the plan that can change a bit of the result."""
+    if precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
+        raise ValueError("precision: bf16 needs a processor with AVX512-BF16; use fp32")
+    parts = (
+        f"engine {ENGINE_VERSION}",
+        precision,
+        f"torch {torch.__version__}",
+        torch.backends.cpu.get_cpu_capability(),
+        _processor(),
+    )
+    return " | ".join(parts)
+
+
+def _processor() -> str:
+    """The processor's model: oneDNN chooses its loops by instruction set and cache sizes."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    except OSError:
+        return "unknown processor"
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    return " ".join(named.get(k, "?") for k in ("model name", "cpu family", "model", "cache size"))
+
+
+def _next_key(key: str, plan: EpochPlan) -> str:
+    return hashlib.sha256(f"{key}|{plan.model_dump_json()}".encode()).hexdigest()
+
+
+@contextmanager
+def _modes(precision: Precision) -> Iterator[None]:
+    """PyTorch's modes belong to threads: every computation enters them, whichever thread runs it.
+
+    One intra-op thread, because the bits depend on it; no autograd but where a network asks for it.
+    """
+    torch.set_num_threads(1)
+    bf16 = precision == "bf16"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
+        yield
+
+
+def _evaluate(
+    state: TrainingState, checkpoint: Checkpoint, splits: Sequence[Rows], team: Team
+) -> list[evaluation.Score]:
+    network = NETWORKS[state.workload.network]
+
+    def logits(images: Tensor) -> Tensor:
+        with _modes(state.precision):
+            return network.logits(checkpoint.weights, checkpoint.statistics, images)
+
+    return evaluation.evaluate(logits, splits, team)
+
+
+@dataclass(slots=True)
+class _Run:
+    """The mutable inside of one call of `advance`; all its tensors are its own copies."""
+
+    workload: Workload
+    precision: Precision
+    network: Network
+    weights: Tensor  # (P,)
+    statistics: list[Tensor]  # one (Q,) for each shard
+    moments: tuple[Tensor, ...]  # each (P,)
+    steps: int
+
+    @classmethod
+    def resume(cls, state: TrainingState, plan: EpochPlan) -> _Run:
+        weights = state.current.weights.clone()
+        if state.optimizer == plan.optimizer:
+            moments, steps = tuple(m.clone() for m in state.moments), state.steps
+        else:
+            moments = tuple(torch.zeros_like(weights) for _ in range(MOMENTS[plan.optimizer]))
+            steps = 0
+        return cls(
+            workload=state.workload,
+            precision=state.precision,
+            network=NETWORKS[state.workload.network],
+            weights=weights,
+            statistics=[state.current.statistics.clone() for _ in range(state.workload.shards)],
+            moments=moments,
+            steps=steps,
+        )
+
+    def mean_statistics(self) -> Tensor:
+        """One set of running statistics: a mean of running means is the running mean of means."""
+        return torch.stack(self.statistics).mean(0)
+
+    def train_epoch(
+        self, data: Resident, plan: EpochPlan, seed: int, epoch: int, team: Team
+    ) -> tuple[float, float]:
+        """All full batches of a fresh permutation; (mean loss, accuracy) as it went."""
+        units = self.network.dropout_units
+        inputs = EpochInputs.draw(data, plan, self.workload.dataset, seed, epoch, units)
+        results: list[ShardResult] = []
+        for shards in self._steps(inputs, plan.batch_size, team):
+            step = team.map(partial(self._differentiate, plan), shards)
+            self._step(plan, [r.gradient for r in step], team)
+            results += step
+        trained = len(results) * plan.batch_size // self.workload.shards
+        loss = torch.stack([r.loss for r in results]).double().sum().item()
+        correct = torch.stack([r.correct for r in results]).sum().item()
+        return loss / trained, correct / trained
+
+    def _steps(self, inputs: EpochInputs, batch: int, team: Team) -> Iterator[list[_Shard]]:
+        """The shards of each step, with what makes their inputs.
+
+        With several shards, their own threads make them. A single one leaves the other threads
+        idle, so they make the inputs of the next steps ahead.
+        """
+        used = len(inputs) // batch * batch
+        count = self.workload.shards
+        if count > 1:
+            part = batch // count
+            for first in range(0, used, batch):
+                bounds = [(first + k * part, first + (k + 1) * part) for k in range(count)]
+                yield [_Shard(k, partial(inputs.rows, *b)) for k, b in enumerate(bounds)]
+            return
+        block = STEPS_AHEAD * batch
+        blocks = [(first, min(first + block, used)) for first in range(0, used, block)]
+        for rows in team.ahead(lambda b: inputs.rows(*b), blocks):
+            for first in range(0, len(rows.labels), batch):
+                yield [_Shard(0, partial(rows.part, first, first + batch))]
+
+    def _differentiate(self, plan: EpochPlan, shard: _Shard) -> ShardResult:
+        with _modes(self.precision):
+            rows = shard.make_inputs()
+            return self.network.gradient(
+                self.weights,
+                self.statistics[shard.index],
+                rows.images,
+                rows.labels,
+                rows.masks,
+                plan.batch_size,
+            )
+
+    def _step(self, plan: EpochPlan, gradients: list[Tensor], team: Team) -> None:
+        """Add the shards' gradients in their order and step, slice by slice of the vector."""
+        size, count = len(self.weights), self.workload.shards
+        width = -(-size // (count * ALIGNMENT)) * ALIGNMENT
+
+        def step(first: int) -> None:
+            cut = slice(first, min(first + width, size))
+            total = gradients[0][cut]
+            for other in gradients[1:]:
+                total.add_(other[cut])
+            update(plan, self.weights[cut], total, [m[cut] for m in self.moments], self.steps)
+
+        team.map(step, range(0, size, width))
+        self.steps += 1
+
+
+class _Shard(NamedTuple):
+    index: int
+    make_inputs: Callable[[], InputRows]
