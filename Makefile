@@ -1,0 +1,47 @@
+# The project's commands. Each is one line over a script or a module, and sets up what it needs.
+PY := .venv/bin/python
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data demo serve test check format bench lock docker clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: ## build .venv: locked packages, CPU build of torch, development tools
+	@scripts/setup.sh
+
+data: setup ## fetch, verify and cache the three data sets
+	@scripts/data.sh
+
+demo: data ## a scripted agent plays all three tasks against a real server
+	@$(PY) demo.py $(ARGS)
+
+serve: data ## the server on http://localhost:8000
+	@$(BIN)/uvicorn server.app:app --host 0.0.0.0 --port 8000 $(ARGS)
+
+test: data ## the test suite; more with ARGS='-m slow' or ARGS='-k name'
+	@$(PY) -m pytest $(ARGS)
+
+check: setup ## formatting, lint, import rules, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+
+format: setup ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: data ## speed against the usual way of training; last line is JSON
+	@$(PY) benchmarks/bench.py $(ARGS)
+
+lock: setup ## resolve the lock files again; ARGS=--upgrade takes the newest
+	@scripts/lock.sh $(ARGS)
+
+docker: ## build the image
+	docker build -f server/Dockerfile -t ml-trainer-env .
+
+clean: ## remove .venv, caches and build leftovers; prepared data stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,169 @@
+"""What OpenEnv's server does not watch: clients that vanish or fall silent, and broken messages.
+
+OpenEnv reads a connection only between two steps. So it learns of a client's end when the step is
+over, a silent client keeps its place for ever, and a message that is not a JSON object ends the
+session. This ASGI middleware sits before its doors and guarantees:
+- `current_connection` tells the code that serves a client, at any time, whether it is still there;
+- a WebSocket on which nothing has been asked for `idle_timeout` seconds is closed, which frees its
+  place; a step in progress is not silence;
+- what is malformed is answered with an error (`server/messages.py`) and the session goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+from ml_trainer_env.server import messages
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+READ_AHEAD = 32  # messages read while a step is in progress; beyond them, the end goes unseen
+POLICY_CLOSE = 1008  # WebSocket close code: the client broke a rule, here that of the timeout
+WEB_UI = "/web"  # Gradio's own traffic
+
+
+class Connection:
+    """One client. `lost` may be asked from any thread."""
+
+    def __init__(self) -> None:
+        self._gone = asyncio.Event()
+
+    def lost(self) -> bool:
+        return self._gone.is_set()
+
+    def lose(self) -> None:
+        self._gone.set()
+
+    async def wait_lost(self) -> None:
+        await self._gone.wait()
+
+
+current_connection: ContextVar[Connection | None] = ContextVar("current_connection", default=None)
+
+
+class Connections:
+    """The middleware. `idle_timeout` in seconds; None: a client may be silent for ever."""
+
+    def __init__(self, app: ASGIApp, idle_timeout: float | None = None) -> None:
+        self.app = app
+        self.idle_timeout = idle_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] == "websocket" and path in messages.WEBSOCKET_DOORS:
+            await self._websocket(messages.WEBSOCKET_DOORS[path], scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] == "POST" and not path.startswith(WEB_UI):
+            await self._http(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _websocket(
+        self, refusal: Callable[[str], str | None], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        connection = Connection()
+        ahead: asyncio.Queue[Message] = asyncio.Queue(READ_AHEAD)
+        timed_out = False
+
+        async def read_ahead() -> None:
+            while not connection.lost():
+                message = await receive()
+                if message["type"] == "websocket.disconnect":
+                    connection.lose()
+                await ahead.put(message)
+
+        async def next_message() -> Message:
+            nonlocal timed_out
+            while True:
+                try:
+                    async with asyncio.timeout(self.idle_timeout):
+                        message = await ahead.get()
+                except TimeoutError:
+                    timed_out = True
+                    return {"type": "websocket.disconnect", "code": POLICY_CLOSE}
+                if message["type"] != "websocket.receive":
+                    return message
+                answer = refusal(message.get("text") or "")
+                if answer is None:
+                    return message
+                await send({"type": "websocket.send", "text": answer})
+
+        async def send_or_explain(message: Message) -> None:
+            if timed_out and message["type"] == "websocket.close":
+                reason = f"nothing was asked for {self.idle_timeout:g} s"
+                message = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": reason}
+            await send(message)
+
+        async with _background(read_ahead()), _serving(connection):
+            await self.app(scope, next_message, send_or_explain)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
+        if body is None:  # the client went away
+            return
+        refusal = messages.http_refusal(scope["path"], body)
+        if refusal is not None:
+            await _answer(send, *refusal)
+            return
+        connection = Connection()
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            connection.lose()
+
+        async def replay() -> Message:
+            if unread:
+                return unread.pop()
+            await connection.wait_lost()
+            return {"type": "http.disconnect"}
+
+        async with _background(watch()), _serving(connection):
+            await self.app(scope, replay, send)
+
+
+@asynccontextmanager
+async def _background(coroutine: Any):
+    """Run `coroutine` beside the block, and no longer."""
+    task = asyncio.create_task(coroutine)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def _serving(connection: Connection):
+    """The block serves `connection`, which counts as lost once the block is left."""
+    token = current_connection.set(connection)
+    try:
+        yield
+    finally:
+        current_connection.reset(token)
+        connection.lose()
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The request's body, at most one byte longer than allowed; None when the client went away."""
+    body = b""
+    while len(body) <= messages.MAX_BYTES:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    return body
+
+
+async def _answer(send: Send, status: int, content: dict[str, Any]) -> None:
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

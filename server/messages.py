@@ -1,0 +1,168 @@
+"""Which incoming messages are refused before OpenEnv reads them, and what is answered instead.
+
+Pure functions. OpenEnv ends the session, or answers 500, on a message that is not a JSON object,
+is nested too deeply, or holds text that cannot be sent back. Everything that passes here it handles
+itself. The answers are in the protocol of the door: OpenEnv's error message, or JSON-RPC's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown, validate
+from openenv.core.env_server.mcp_types import (
+    CallToolAction,
+    JsonRpcErrorCode,
+    JsonRpcResponse,
+    ListToolsAction,
+    WSMCPMessage,
+)
+from openenv.core.env_server.types import (
+    BaseMessage,
+    WSCloseMessage,
+    WSErrorCode,
+    WSErrorResponse,
+    WSResetMessage,
+    WSStateMessage,
+    WSStepMessage,
+)
+
+MAX_BYTES = 64 * 1024  # a tool call takes a few hundred
+MAX_DEPTH = 16  # nested objects and lists
+
+_MESSAGES: dict[str, type[BaseMessage]] = {
+    "reset": WSResetMessage,
+    "step": WSStepMessage,
+    "state": WSStateMessage,
+    "close": WSCloseMessage,
+    "mcp": WSMCPMessage,
+}
+_ACTIONS = {"call_tool": CallToolAction, "list_tools": ListToolsAction}
+
+
+class BadMessage(ActionError):
+    """Not a JSON object that can be handled, whatever it means."""
+
+
+def openenv_refusal(text: str) -> str | None:
+    """OpenEnv's error for a message to `/ws`; None when it may pass."""
+    try:
+        message = _json_object(text)
+        _check_openenv(message)
+        return None
+    except BadMessage as error:
+        code = WSErrorCode.INVALID_JSON
+        problem = error
+    except ActionError as error:
+        code = WSErrorCode.VALIDATION_ERROR
+        problem = error
+    return WSErrorResponse(data={"message": str(problem), "code": code}).model_dump_json()
+
+
+def rpc_refusal(text: str | bytes) -> str | None:
+    """The JSON-RPC error for a request to `/mcp`; None when it may pass."""
+    request_id = None
+    try:
+        request = _json_object(text)
+        if isinstance(request.get("id"), (str, int)):
+            request_id = request["id"]
+        _check_rpc(request)
+        return None
+    except BadMessage as error:
+        code, problem = JsonRpcErrorCode.PARSE_ERROR, error
+    except ActionError as error:
+        code, problem = JsonRpcErrorCode.INVALID_PARAMS, error
+    return JsonRpcResponse.error_response(
+        code, str(problem), request_id=request_id
+    ).model_dump_json()
+
+
+def http_refusal(path: str, body: bytes) -> tuple[int, dict[str, Any]] | None:
+    """Status and content of the answer to a POST that is refused; None when it may pass."""
+    if path == "/mcp":
+        answer = rpc_refusal(body)
+        return None if answer is None else (200, json.loads(answer))
+    if not body:  # a reset without options
+        return None
+    try:
+        _check_finite(_json_object(body))
+    except ActionError as error:
+        return (413 if len(body) > MAX_BYTES else 422), {"detail": str(error)}
+    return None
+
+
+WEBSOCKET_DOORS: dict[str, Callable[[str], str | None]] = {
+    "/ws": openenv_refusal,
+    "/mcp": rpc_refusal,
+}
+
+
+def _check_openenv(message: dict[str, Any]) -> None:
+    """Raise `InvalidArguments` unless `message` has the form of an OpenEnv message."""
+    kind = message.get("type")
+    if not isinstance(kind, str) or kind not in _MESSAGES:
+        raise InvalidArguments(f"type: must be one of {', '.join(_MESSAGES)}; got {shown(kind)}")
+    validate(_MESSAGES[kind], message, subject=f"a {kind} message")
+    data = message.get("data")
+    if kind == "step" and isinstance(data, dict):
+        action = data.get("type", "call_tool")
+        if not isinstance(action, str) or action not in _ACTIONS:
+            allowed = ", ".join(_ACTIONS)
+            raise InvalidArguments(f"data.type: must be one of {allowed}; got {shown(action)}")
+        validate(_ACTIONS[action], data, subject=f"the action {action}")
+    if kind == "mcp" and isinstance(data, dict):
+        _check_rpc(data)
+
+
+def _check_rpc(request: dict[str, Any]) -> None:
+    """Raise `InvalidArguments` for parameters that OpenEnv uses without looking at their type."""
+    params = request.get("params")
+    if not isinstance(params, dict):
+        return  # OpenEnv says what is wrong with it
+    for name, kind, allowed in (
+        ("session_id", str, "a string"),
+        ("name", str, "a string, the name of a tool"),
+        ("arguments", dict, "an object"),
+    ):
+        if name in params and not isinstance(params[name], kind):
+            raise InvalidArguments(f"{name}: must be {allowed}; got {shown(params[name])}")
+
+
+def _json_object(text: str | bytes) -> dict[str, Any]:
+    """`text` as a JSON object that can be handled. Raises `BadMessage`."""
+    if not text:
+        raise BadMessage("a message must be a JSON object in a text frame")
+    if len(text) > MAX_BYTES:
+        raise BadMessage(f"a message must be at most {MAX_BYTES} bytes long")
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be sent back
+    except (ValueError, RecursionError) as error:
+        raise BadMessage(f"Invalid JSON: {shown(str(error))}") from None
+    if not isinstance(value, dict):
+        raise BadMessage(f"a message must be a JSON object; got {shown(value)}")
+    if _is_deeper_than(MAX_DEPTH, value):
+        raise BadMessage(f"a message must be nested at most {MAX_DEPTH} levels deep")
+    return value
+
+
+def _is_deeper_than(levels: int, value: object) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    return levels == 0 or any(_is_deeper_than(levels - 1, child) for child in _children(value))
+
+
+def _check_finite(value: object) -> None:
+    """Raise `BadMessage` for NaN and infinity: over HTTP they cannot be sent back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadMessage("NaN and Infinity are not JSON numbers")
+    if isinstance(value, (dict, list)):
+        for child in _children(value):
+            _check_finite(child)
+
+
+def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value

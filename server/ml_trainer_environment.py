@@ -1,0 +1,380 @@
+"""The OpenEnv environment: one session, through which `tools.call` reaches an `Episode`.
+
+Thin on purpose. It answers in OpenEnv's envelopes (`wire.py`), keeps long work off the event loop,
+and tells training to stop when nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from fastmcp import FastMCP
+from ml_trainer_env.models import (
+    DEFAULT_TASK_ID,
+    MAX_SEED,
+    MAX_TOOL_CALLS,
+    TASK_IDS,
+    TaskId,
+    TrainingStatus,
+)
+from ml_trainer_env.server import settings, tools
+from ml_trainer_env.server.connections import current_connection
+from ml_trainer_env.server.episode import Episode, never
+from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
+from ml_trainer_env.server.tasks import TASKS, Task
+from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
+from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
+from openenv.core.env_server.mcp_environment import MCPEnvironment
+from openenv.core.env_server.mcp_types import (
+    CallToolAction,
+    ListToolsAction,
+    ListToolsObservation,
+    Tool,
+    ToolError,
+    ToolErrorType,
+)
+from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:  # importing them for real would load torch
+    from ml_trainer_env.server.runner import Runner
+    from ml_trainer_env.server.trainer import TrainingState
+
+    Begin = Callable[[Task, int], TrainingState]
+
+T = TypeVar("T")
+
+NAME = "ml_trainer_env"
+SPLIT = "train"  # the one split: training and evaluation use the same tasks with other seeds
+DEFAULT_SEED = 0
+
+
+class ResetOptions(BaseModel):
+    """What reset takes. A task is chosen by `task_id`, or by `split` and `index`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = DEFAULT_SEED
+    episode_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    task_id: TaskId | None = None
+    split: Literal["train"] | None = None
+    index: Annotated[int, Field(ge=0, le=len(TASK_IDS) - 1)] | None = None
+
+    def chosen_task(self) -> Task:
+        if self.split is None and self.index is None:
+            return TASKS[self.task_id or DEFAULT_TASK_ID]
+        if self.task_id is not None:
+            raise InvalidArguments("task_id: give either task_id, or split and index")
+        if self.index is None:
+            raise InvalidArguments(f"index: is required with split; 0 to {len(TASK_IDS) - 1}")
+        return TASKS[TASK_IDS[self.index]]
+
+
+@dataclass(slots=True)
+class _Run:
+    """An episode and what OpenEnv wants to know about it."""
+
+    episode: Episode
+    episode_id: str
+    seed: int
+    steps: int = 0
+
+
+class MLTrainerEnvironment(MCPEnvironment):
+    """An agent runs the training of a real neural network.
+
+    Action Space: `CallToolAction` with one of six tools (`server/tools.py`); `ListToolsAction`.
+    Observation Space: `ToolObservation`, whose result is a `models.TrainingStatus`.
+    Rewards: `server/rewards.py`, of this step alone; the final score is in the last one.
+    Starting State: an untrained network; the same task and seed (default 0) give the same bits.
+    Episode End: `submit_model`, or the 50th tool call, which submits by itself.
+
+    Any thread may call it. `step` and `reset` block; `step_async` and `reset_async` never block the
+    event loop and have no time limit of their own: with `timeout_s`, training stops at the first
+    epoch boundary after it and what was trained counts.
+    """
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self, runner: Runner | None = None, begin: Begin | None = None) -> None:
+        """A session whose trainings start with `begin` and run on `runner`. Cheap: no torch yet.
+
+        Without them: the engine, on a runner that all sessions of the process share.
+        """
+        server = FastMCP(NAME)
+        for spec in tools.TOOLS.values():
+            server.add_tool(EpisodeTool.of(spec, self.call_async))
+        super().__init__(server)
+        self.mcp_client = DirectClient(tools.TOOLS.values(), self.call_async)
+        self._runner = runner
+        self._begin = begin
+        self._run: _Run | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    # Episodes --------------------------------------------------------------------------------
+
+    def reset(
+        self, /, seed: int | None = None, episode_id: str | None = None, **options: Any
+    ) -> StatusObservation:
+        """Begin an episode: `task_id=`, or `split=` and `index=`; an unfinished one is abandoned.
+
+        A training in progress is stopped at its next epoch boundary and waited for.
+        Raises `InvalidArguments`.
+        """
+        given = {"seed": seed, "episode_id": episode_id, **options}
+        wanted = validate(ResetOptions, given, subject="reset")
+        task = wanted.chosen_task()
+        self._abandon()
+        episode = Episode(
+            task,
+            (self._begin or _begin)(task, wanted.seed),
+            self._runner or _shared_runner(),
+        )
+        with self._lock:
+            self._require_open()
+            self._run = _Run(episode, wanted.episode_id or str(uuid.uuid4()), wanted.seed)
+        return StatusObservation(status=episode.opening(), done=False, reward=None)
+
+    async def reset_async(
+        self, /, seed: int | None = None, episode_id: str | None = None, **options: Any
+    ) -> StatusObservation:
+        return await self._in_thread(partial(self.reset, seed, episode_id, **options))
+
+    def call(
+        self, name: str, arguments: Mapping[str, Any], stop: tools.Stop = never
+    ) -> TrainingStatus:
+        """Call a tool. Raises `ActionError`, and then nothing has changed."""
+        self._require_open()
+        run = self._run
+        status = tools.call(run.episode if run else None, name, arguments, stop)
+        if run:
+            with self._lock:
+                run.steps += 1
+        return status
+
+    async def call_async(self, name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
+        """`call` for the doors that bypass `step`: `/mcp` and standard MCP clients."""
+        return await self._in_thread(partial(self.call, name, arguments), _Stop())
+
+    # OpenEnv's protocol ----------------------------------------------------------------------
+
+    def step(self, action: Action, timeout_s: float | None = None, **_: Any) -> Observation:
+        return self._step(action, _Stop(timeout_s))
+
+    async def step_async(
+        self, action: Action, timeout_s: float | None = None, **_: Any
+    ) -> Observation:
+        stop = _Stop(timeout_s)
+        return await self._in_thread(partial(self._step, action), stop)
+
+    def _step(self, action: Action, stop: tools.Stop) -> Observation:
+        if isinstance(action, CallToolAction):
+            return self._tool_step(action, stop)
+        if isinstance(action, ListToolsAction):
+            with self._lock:
+                if self._run:
+                    self._run.steps += 1
+            return ListToolsObservation(tools=list(_tool_list()), reward=0.0, done=self._done)
+        return self._step_impl(action)
+
+    def _tool_step(self, action: CallToolAction, stop: tools.Stop) -> ToolObservation:
+        try:
+            status = self.call(action.tool_name, action.arguments, stop)
+        except ActionError as error:
+            return ToolObservation(
+                tool_name=action.tool_name,
+                error=ToolError(error_type=_error_type(error), message=str(error)),
+                reward=0.0,
+                done=self._done,
+            )
+        return ToolObservation(
+            tool_name=action.tool_name,
+            result=ToolResult.of(status),
+            reward=status.reward,
+            done=status.done,
+        )
+
+    def _step_impl(self, action: Action, timeout_s: float | None = None, **_: Any) -> Observation:
+        raise ActionError(f"unknown action {type(action).__name__}: call or list tools")
+
+    @property
+    def state(self) -> EpisodeState:
+        run = self._run
+        if run is None:
+            return EpisodeState()
+        task, now = run.episode.task, run.episode.now
+        return EpisodeState(
+            episode_id=run.episode_id,
+            step_count=run.steps,
+            task_id=task.task_id,
+            task_version=task.version,
+            seed=run.seed,
+            current_epoch=now.epoch,
+            max_epochs=task.max_epochs,
+            remaining_budget=task.max_epochs - now.epoch,
+            tool_calls_left=MAX_TOOL_CALLS - now.calls,
+            done=now.grade is not None,
+        )
+
+    def get_metadata(self) -> EnvironmentMetadata:
+        return EnvironmentMetadata(
+            name=NAME,
+            description="An agent learns to run the training of real neural networks: it sees the "
+            "curves, decides what to change, trains on, and submits. Nothing is simulated.",
+            readme_content=_readme(),
+            version=_version(),
+        )
+
+    def get_callables(self) -> dict[str, Callable[..., TrainingStatus]]:
+        """The tools as plain functions, for OpenEnv's code mode."""
+        return {name: partial(self._call_by_keywords, name) for name in tools.TOOLS}
+
+    def close(self) -> None:
+        """End the session without waiting: a training in progress stops at its next boundary."""
+        with self._lock:
+            self._closed = True
+            run = self._run
+        if run:
+            run.episode.abandon()
+        super().close()
+
+    # OpenEnv's task API ----------------------------------------------------------------------
+
+    def list_splits(self) -> list[str]:
+        return [SPLIT]
+
+    def list_tasks(self, split: str) -> list[dict[str, Any]]:
+        if split != SPLIT:
+            raise InvalidArguments(f'split: must be "{SPLIT}"')
+        return [_task_card(index, TASKS[task_id]) for index, task_id in enumerate(TASK_IDS)]
+
+    def num_tasks(self, split: str) -> int:
+        return len(self.list_tasks(split))
+
+    def get_task(self, split: str, index: int) -> dict[str, Any]:
+        """Raises IndexError: OpenEnv's sign for an index out of range."""
+        cards = self.list_tasks(split)
+        if not 0 <= index < len(cards):
+            raise IndexError(f"index: must be 0 to {len(cards) - 1}")
+        return cards[index]
+
+    def get_task_range(
+        self, split: str, start: int | None = None, stop: int | None = None
+    ) -> list[dict[str, Any]]:
+        return self.list_tasks(split)[start:stop]
+
+    # Inside ----------------------------------------------------------------------------------
+
+    @property
+    def _done(self) -> bool:
+        run = self._run
+        return run is not None and run.episode.done
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ActionError("the session is closed")
+
+    def _abandon(self) -> None:
+        """End the present episode, if any, and wait until nothing of it runs."""
+        run = self._run
+        if run:
+            run.episode.abandon()
+            run.episode.wait_until_idle()
+
+    def _call_by_keywords(self, name: str, /, **arguments: Any) -> TrainingStatus:
+        return self.call(name, arguments)
+
+    def _validate_tool_names(self, mcp_server: Any) -> None:
+        """The names are a constant that a test checks; asking FastMCP would cost an event loop."""
+
+    async def _in_thread(self, work: Callable[..., T], stop: _Stop | None = None) -> T:
+        """`work()`, or `work(stop=stop)`, in a thread of its own; when this task is cancelled,
+        `stop` says so.
+
+        A limiter for each call: the default one would let 40 trainings block all other sessions.
+        """
+        job = partial(work, stop=stop) if stop else work
+        try:
+            return await to_thread.run_sync(job, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+        finally:
+            if stop:
+                stop.cancelled = True
+
+
+class _Stop:
+    """Whether nobody waits for this call any more: client gone, task cancelled, or time is up."""
+
+    def __init__(self, timeout_s: float | None = None) -> None:
+        self.cancelled = False
+        self._connection = current_connection.get()
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def __call__(self) -> bool:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return self.cancelled or late or (self._connection is not None and self._connection.lost())
+
+
+def _error_type(error: ActionError) -> ToolErrorType:
+    if isinstance(error, tools.UnknownTool):
+        return ToolErrorType.TOOL_NOT_FOUND
+    if isinstance(error, InvalidArguments):
+        return ToolErrorType.INVALID_ARGS
+    return ToolErrorType.EXECUTION_ERROR
+
+
+def _task_card(index: int, task: Task) -> dict[str, Any]:
+    return {
+        "id": task.task_id,
+        "index": index,
+        "title": task.title,
+        "description": task.description,
+        "goal": task.goal,
+        "max_epochs": task.max_epochs,
+        "version": task.version,
+    }
+
+
+@cache
+def _tool_list() -> tuple[Tool, ...]:
+    return tuple(
+        Tool(name=spec.name, description=spec.description, input_schema=spec.input_schema)
+        for spec in tools.TOOLS.values()
+    )
+
+
+def _begin(task: Task, seed: int) -> TrainingState:
+    from ml_trainer_env.server import trainer  # torch: only once training is asked for
+
+    workload = trainer.Workload(task.network, task.dataset, task.shards, task.version)
+    return trainer.start(workload, seed, settings.current().precision)
+
+
+@cache
+def _shared_runner() -> Runner:
+    from ml_trainer_env.server.runner import InlineRunner
+
+    return InlineRunner(threads=settings.current().threads)
+
+
+@cache
+def _readme() -> str | None:
+    path = Path(__file__).parents[1] / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+@cache
+def _version() -> str | None:
+    try:
+        return metadata.version("ml-trainer-env")
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return None

@@ -1,0 +1,60 @@
+"""The server's knobs: one frozen value, read from the environment once, at the start of a process.
+
+Nothing else in the server looks at these variables. A value that cannot be used is refused with the
+name of its variable.
+
+| variable | default | meaning |
+|---|---|---|
+| ML_TRAINER_MAX_SESSIONS | 64 | sessions open at once; one more is refused at once |
+| ML_TRAINER_SESSION_TIMEOUT | 3600 | seconds of silence until a session is closed; 0: never |
+| ML_TRAINER_THREADS | 2 | threads that may compute the shards of one step, at most the free cores |
+| ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
+
+The folder of the data is ML_TRAINER_DATA_DIR (`server/datasets.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "ML_TRAINER_"
+
+
+class SettingsError(ValueError):
+    """A variable holds what cannot be used; the message names it and says what can."""
+
+
+class Settings(BaseModel):
+    """How this process serves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
+    session_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0  # seconds; 0: none
+    threads: Annotated[int, Field(ge=1, le=64)] = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """The settings of this process; an empty variable counts as unset.
+
+        Raises `SettingsError`.
+        """
+        given = {name: environment.get(PREFIX + name.upper(), "") for name in cls.model_fields}
+        try:
+            return cls.model_validate({name: text for name, text in given.items() if text})
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = PREFIX + str(first["loc"][0]).upper()
+            raise SettingsError(f"{variable}: {first['msg']}; got {first['input']!r}") from error
+
+
+@cache
+def current() -> Settings:
+    """The settings of this process, as they were at the first call. Raises `SettingsError`."""
+    return Settings.from_environment()

@@ -1,0 +1,185 @@
+"""What a user installs: locks, wheel, entry points, OpenEnv's manifest, the Space's front matter."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from checkout import ROOT, copy_checkout, pyproject
+from openenv.validation import Level, Verdict, run_validation
+from openenv.validation.manifest import NormalizedManifestV2
+from openenv.validation.parsers.openenv_yaml import OpenEnvYamlParser
+from openenv.validation.runtime.contracts import load_runtime_plan
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from ml_trainer_env import models
+
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+def locked(name: str) -> dict[str, Requirement]:
+    """The pins of a lock file; a package that differs by Python version appears once for each."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {line.split(" --hash")[0].strip(): pin(line) for line in lines}
+
+
+def pin(line: str) -> Requirement:
+    requirement, *hashes = re.split(r"\s+--hash=", line.strip())
+    assert hashes, f"no hash: {requirement}"
+    assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in hashes)
+    return Requirement(requirement)
+
+
+# --- locks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_pins_every_package_exactly_and_names_no_address(name: str) -> None:
+    assert "://" not in (ROOT / name).read_text()
+    pins = locked(name).values()
+    assert len(pins) > 50
+    assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) and not pin.url for pin in pins)
+
+
+def test_server_lock_is_part_of_the_development_lock() -> None:
+    assert locked("requirements.lock").keys() < locked("requirements-dev.lock").keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "declared"),
+    [
+        ("requirements.lock", pyproject()["project"]["dependencies"]),
+        ("requirements-dev.lock", pyproject()["dependency-groups"]["dev"]),
+    ],
+    ids=LOCKS,
+)
+def test_lock_satisfies_what_pyproject_declares(name: str, declared: list[str]) -> None:
+    pins = locked(name).values()
+    for requirement in map(Requirement, declared):
+        if requirement.name == "torch":
+            continue  # its CPU build has another hash on every index: scripts/setup.sh
+        versions = [
+            str(pin.specifier).removeprefix("==")
+            for pin in pins
+            if canonicalize_name(pin.name) == canonicalize_name(requirement.name)
+        ]
+        assert versions, f"{requirement.name} is not locked: make lock"
+        assert all(requirement.specifier.contains(version) for version in versions)
+
+
+def test_torch_is_pinned_once_and_left_out_of_the_locks() -> None:
+    dependencies = map(Requirement, pyproject()["project"]["dependencies"])
+    [torch] = [requirement for requirement in dependencies if requirement.name == "torch"]
+    assert re.fullmatch(r"==\d+\.\d+\.\d+", str(torch.specifier))
+    assert not [name for lock in LOCKS for name in locked(lock) if name.startswith("torch=")]
+
+
+# --- the package ------------------------------------------------------------------------------
+
+
+def test_every_package_of_the_tree_is_listed() -> None:
+    found = {
+        ".".join(("ml_trainer_env", *init.parent.relative_to(ROOT).parts))
+        for init in (ROOT / "__init__.py", *ROOT.glob("[a-z]*/**/__init__.py"))
+    }
+    assert found == set(pyproject()["tool"]["setuptools"]["packages"])
+
+
+def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    source = copy_checkout(tmp_path / "source")
+    command = [sys.executable, "-c", "import setuptools.build_meta as b; b.build_wheel('..')"]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=60)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    packages = {
+        "/".join(name.split(".")) for name in pyproject()["tool"]["setuptools"]["packages"]
+    }
+    data = {"ml_trainer_env/openenv.yaml", "ml_trainer_env/py.typed"}
+    content = {name for name in names if ".dist-info/" not in name}
+    strays = {
+        name
+        for name in content - data
+        if not (name.endswith(".py") and name.rpartition("/")[0] in packages)
+    }
+    modules = {
+        f"ml_trainer_env/{path.relative_to(source).as_posix()}"
+        for folder in (source, source / "server")
+        for path in folder.glob("*.py")
+    }
+    assert not strays
+    assert modules | data <= content
+
+
+@pytest.mark.parametrize("module", ["ml_trainer_env", "ml_trainer_env.client"])
+def test_importing_the_client_needs_neither_torch_nor_the_server(module: str) -> None:
+    script = (
+        f"import sys, {module}\n"
+        "print([m for m in sys.modules if m == 'torch' or m.startswith('ml_trainer_env.server')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+# --- OpenEnv and Hugging Face -----------------------------------------------------------------
+
+
+def manifest() -> NormalizedManifestV2:
+    parsed = OpenEnvYamlParser().parse(ROOT)
+    assert isinstance(parsed, NormalizedManifestV2)
+    return parsed
+
+
+def test_openenv_validate_passes_on_a_fresh_clone(tmp_path: Path) -> None:
+    """Static checks; those that need a running server are in the server's own tests."""
+    report = run_validation(copy_checkout(tmp_path / "clone"), max_level=Level.STATIC)
+    assert report.verdict is Verdict.PASS, report.results
+
+
+def test_manifest_declares_the_tasks_that_exist() -> None:
+    raw = yaml.safe_load((ROOT / "openenv.yaml").read_text())
+    assert tuple(task["id"] for task in raw["tasks"]) == models.TASK_IDS
+    assert sum(manifest().capabilities.declared_task_count.values()) == len(models.TASK_IDS)
+    assert raw["version"] == pyproject()["project"]["version"]
+
+
+def test_validation_plan_only_calls_declared_tools() -> None:
+    declared = manifest()
+    plan = load_runtime_plan(ROOT, declared.execution)
+    tools = [action["tool_name"] for action in plan.actions]
+    assert set(tools) <= set(declared.capabilities.declared_tools)
+    assert tools[-1] == "submit_model"
+    assert plan.reset.options["task_id"] in models.TASK_IDS
+
+
+def test_readme_front_matter_makes_a_space() -> None:
+    _, front_matter, _ = (ROOT / "README.md").read_text().split("---\n", 2)
+    space = yaml.safe_load(front_matter)
+    expected = {
+        "title": "ML Training Optimizer",
+        "colorFrom": "blue",
+        "colorTo": "purple",
+        "sdk": "docker",
+        "app_port": 8000,
+        "base_path": "/web",
+    }
+    assert space.items() >= expected.items()
+    assert space["emoji"]
+    assert "openenv" in space["tags"]
+
+
+def test_manifest_dockerfile_and_makefile_agree_on_app_and_port() -> None:
+    raw = yaml.safe_load((ROOT / "openenv.yaml").read_text())
+    dockerfile = (ROOT / manifest().execution.dockerfile).read_text()
+    serve = f"{raw['app']} --host 0.0.0.0 --port {raw['port']}"
+    command = ", ".join(f'"{word}"' for word in serve.split())
+    assert f'CMD ["uvicorn", {command}]' in dockerfile
+    assert f"EXPOSE {raw['port']}\n" in dockerfile
+    assert f"uvicorn {serve}" in (ROOT / "Makefile").read_text()
