@@ -101,7 +101,8 @@ class Episode:
             )
             after = replace(now, config=config, schedule=schedule, is_diverged=False)
             told = ", ".join(f"{name}={value}" for name, value in changes.items())
-            message = f"configured {told}" if told else "configuration unchanged"
+            unchanged = "configuration unchanged" if now.config else "configured the defaults"
+            message = f"configured {told}" if told else unchanged
             return self._finish(now, after, message + _resumption(now))
 
     def run_epochs(self, num_epochs: int, stop: Callable[[], bool] = never) -> TrainingStatus:

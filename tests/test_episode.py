@@ -88,7 +88,9 @@ def test_an_option_left_out_keeps_its_value(episode: Episode) -> None:
 
 
 def test_configuring_nothing_sets_the_defaults_and_shows_them(episode: Episode) -> None:
-    config = episode.configure_training({}).current_config
+    status = episode.configure_training({})
+    assert status.message == "configured the defaults"
+    config = status.current_config
     assert config is not None
     assert config.model_dump(exclude={"learning_rate_in_force"}) == TrainingConfig().model_dump()
     assert episode.run_epochs(1).epochs_run == 1

@@ -35,7 +35,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             return False
 
     try:
-        eventually(healthy, timeout=60)
+        eventually(healthy, timeout=100)  # reading torch from a cold disk takes long
         yield url
     finally:
         server.terminate()

@@ -20,6 +20,7 @@ from fakes import FakeRunner, begin
 from live import eventually, serving
 from ml_trainer_env import MLTrainerEnv
 from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS
+from ml_trainer_env.server import app
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings, SettingsError
@@ -249,6 +250,16 @@ def test_a_silent_session_is_closed_with_a_reason_and_frees_its_place(
         assert "0.3 s" in closed.value.rcvd.reason
     with socket_to(url) as successor:
         assert ask(successor, {"type": "reset"})["type"] == "observation"
+
+
+def test_a_silent_session_that_was_opened_over_http_is_reaped(
+    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "STEP_ALLOWANCE", 0.0)
+    url = serve(max_sessions=1, session_timeout=0.2)
+    assert "result" in rpc(url, "openenv/session/create")
+    assert "capacity" in rpc(url, "openenv/session/create")["error"]["message"]
+    eventually(lambda: "result" in rpc(url, "openenv/session/create"))  # OpenEnv looks every 5 s
 
 
 def test_a_session_in_the_middle_of_a_step_is_not_silent(
