@@ -27,7 +27,7 @@ check: setup ## formatting, lint, import rules, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .

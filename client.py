@@ -14,12 +14,13 @@ Importing it loads neither torch nor the server.
 # OpenEnv leaves type parameters open:
 # pyright: reportUnknownMemberType=false
 
+# pyright: reportMissingTypeStubs=false
+# OpenEnv has its types in the code.
+
 from __future__ import annotations
 
 from typing import Any, Self, cast
 
-from ml_trainer_env.models import TrainingStatus
-from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 from openenv.core.client_types import StepResult
 from openenv.core.env_server.mcp_types import (
     CallToolAction,
@@ -30,6 +31,9 @@ from openenv.core.env_server.mcp_types import (
 from openenv.core.env_server.types import Observation
 from openenv.core.mcp_client import MCPToolClient
 from openenv.core.sync_client import SyncEnvClient
+
+from ml_trainer_env.models import TrainingStatus
+from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 MESSAGE_TIMEOUT_S = 900.0  # 20 epochs of the hard task on a slow and busy machine
 

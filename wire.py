@@ -4,14 +4,18 @@ Shared by the server and the client. One shape for a tool's answer at every door
 WebSocket, HTTP, `/mcp`, and in process. Importing it loads OpenEnv, but not torch or the server.
 """
 
+# pyright: reportMissingTypeStubs=false
+# OpenEnv has its types in the code.
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from ml_trainer_env.models import TaskId, TrainingStatus
 from openenv.core.env_server.mcp_types import CallToolObservation
 from openenv.core.env_server.types import Observation, State
 from pydantic import BaseModel, ConfigDict, Field
+
+from ml_trainer_env.models import TaskId, TrainingStatus
 
 
 class TextBlock(BaseModel):

@@ -40,8 +40,10 @@ fingerprint() {
 pip() { "$VENV/bin/python" -m pip -qq "$@"; }
 
 make_venv() {
-    # An environment without pip (uv makes such) or with a dead interpreter is built anew.
-    if pip --version >/dev/null 2>&1; then return; fi
+    # Built anew: one without pip (uv makes such), with a dead interpreter, or moved or copied here
+    # (its commands still start the interpreter of the old place).
+    if grep -qs "^command = .*-m venv .*$(pwd -P)/$VENV\$" "$VENV/pyvenv.cfg" &&
+        pip --version >/dev/null 2>&1; then return; fi
     say "Creating $VENV ($("$python" --version))"
     if "$python" -m venv --clear "$VENV" >/dev/null 2>&1; then return; fi
     # Debian splits ensurepip off into python3-venv. Without it, pip can still be had without root.

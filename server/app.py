@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from openenv.core.env_server import ConcurrencyConfig, create_app
+from openenv.core.env_server.mcp_types import CallToolAction
+
 from ml_trainer_env.server.connections import Connections
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
-from openenv.core.env_server import ConcurrencyConfig, create_app
-from openenv.core.env_server.mcp_types import CallToolAction
 
 if TYPE_CHECKING:
     from openenv.core.env_server.interfaces import Environment

@@ -18,8 +18,9 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from ml_trainer_env.server import messages
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ml_trainer_env.server import messages
 
 READ_AHEAD = 32  # messages read while a step is in progress; beyond them, the end goes unseen
 POLICY_CLOSE = 1008  # WebSocket close code: the client broke a rule, here that of the timeout

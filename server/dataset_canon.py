@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+
 from ml_trainer_env.server.dataset_formats import RawData
 
 CLASSES = 10

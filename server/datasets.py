@@ -33,6 +33,7 @@ import platformdirs
 import safetensors
 import safetensors.torch
 import torch
+
 from ml_trainer_env.server import dataset_sources
 from ml_trainer_env.server.dataset_canon import CANON, SPLITS, Canon, NotCanonicalError, cut, verify
 from ml_trainer_env.server.dataset_formats import SourceError

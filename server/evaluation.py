@@ -22,13 +22,9 @@ class Score(NamedTuple):
     accuracy: float
 
 
-def evaluate(
-    logits: Callable[[Tensor], Tensor], splits: Sequence[Rows], team: Team
-) -> list[Score]:
+def evaluate(logits: Callable[[Tensor], Tensor], splits: Sequence[Rows], team: Team) -> list[Score]:
     """One score for each split; `logits` maps (n, C, H, W) to (n, classes)."""
-    chunks = [
-        (split, first) for split in splits for first in range(0, len(split.labels), CHUNK)
-    ]
+    chunks = [(split, first) for split in splits for first in range(0, len(split.labels), CHUNK)]
 
     def score(chunk: tuple[Rows, int]) -> tuple[Tensor, Tensor]:
         split, first = chunk

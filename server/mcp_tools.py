@@ -15,11 +15,12 @@ from fastmcp.tools import Tool
 from fastmcp.tools.base import ToolResult as McpResult
 from mcp.types import TextContent
 from mcp.types import Tool as McpTool
+from pydantic import PrivateAttr
+
 from ml_trainer_env.models import TrainingStatus
 from ml_trainer_env.server.tools import ToolSpec
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.wire import ToolResult
-from pydantic import PrivateAttr
 
 Call = Callable[[str, Mapping[str, Any]], Awaitable[TrainingStatus]]
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown, validate
 from openenv.core.env_server.mcp_types import (
     CallToolAction,
     JsonRpcErrorCode,
@@ -29,6 +28,8 @@ from openenv.core.env_server.types import (
     WSStateMessage,
     WSStepMessage,
 )
+
+from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown, validate
 
 MAX_BYTES = 64 * 1024  # a tool call takes a few hundred
 MAX_DEPTH = 16  # nested objects and lists

@@ -18,6 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastmcp import FastMCP
+from openenv.core.env_server.mcp_environment import MCPEnvironment
+from openenv.core.env_server.mcp_types import (
+    CallToolAction,
+    ListToolsAction,
+    ListToolsObservation,
+    Tool,
+    ToolError,
+    ToolErrorType,
+)
+from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
+from pydantic import BaseModel, ConfigDict, Field
+
 from ml_trainer_env.models import (
     DEFAULT_TASK_ID,
     MAX_SEED,
@@ -33,17 +45,6 @@ from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
-from openenv.core.env_server.mcp_environment import MCPEnvironment
-from openenv.core.env_server.mcp_types import (
-    CallToolAction,
-    ListToolsAction,
-    ListToolsObservation,
-    Tool,
-    ToolError,
-    ToolErrorType,
-)
-from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
-from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:  # importing them for real would load torch
     from ml_trainer_env.server.runner import Runner

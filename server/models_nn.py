@@ -43,28 +43,40 @@ class ShardResult(NamedTuple):
 
 
 class Network(Protocol):
-    """Parameters are views of a (P,) vector, statistics of a (Q,) vector; see `unflatten`."""
+    """Says how its parameters lie in a (P,) vector and its statistics in a (Q,) vector."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]: ...
 
     @property
-    def statistics_size(self) -> int: ...
+    def norm_widths(self) -> tuple[int, ...]:
+        """Of the batch norms; each has a running mean and variance among the statistics."""
+        ...
 
     @property
     def dropout_units(self) -> int: ...
 
+    def replica(self, weights: Tensor, statistics: Tensor) -> Replica:
+        """The network over these vectors, whose later contents it sees."""
+        ...
+
+
+class Replica(Protocol):
+    """A network at work; one thread at a time may call `gradient`, any number `logits`."""
+
     def gradient(
         self,
-        weights: Tensor,  # (P,)
-        statistics: Tensor,  # (Q,), updated in place
         images: Tensor,  # (n, C, H, W)
         labels: Tensor,  # (n,)
         masks: Tensor | None,  # (n, dropout_units): 0 or 1 / keep probability
         batch_size: int,
-    ) -> ShardResult: ...
+    ) -> ShardResult:
+        """Moves the running statistics, too."""
+        ...
 
-    def logits(self, weights: Tensor, statistics: Tensor, images: Tensor) -> Tensor: ...
+    def logits(self, images: Tensor) -> Tensor:
+        """In eval mode, (n, classes)."""
+        ...
 
 
 def initial_weights(network: Network, generator: torch.Generator) -> Tensor:
@@ -124,17 +136,20 @@ class _Linear(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Mlp:
-    """Two linear layers with a hand-written backward pass: at this size autograd costs as much."""
+    """linear -> ReLU -> dropout -> linear."""
 
     inputs: int
     hidden: int
-    statistics_size: int = 0
+
+    @property
+    def norm_widths(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def dropout_units(self) -> int:
         return self.hidden
 
-    @cached_property
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         return (
             Parameter((self.hidden, self.inputs), math.sqrt(2 / self.inputs)),
@@ -143,29 +158,31 @@ class Mlp:
             Parameter((CLASSES,), 0),
         )
 
+    def replica(self, weights: Tensor, statistics: Tensor) -> Replica:
+        return _MlpReplica(unflatten(self.parameters, weights))
+
+
+class _MlpReplica:
+    """A backward pass written by hand: at this size autograd would cost as much as the work."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self._parameters = parameters
+
     def gradient(
-        self,
-        weights: Tensor,
-        statistics: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        masks: Tensor | None,
-        batch_size: int,
+        self, images: Tensor, labels: Tensor, masks: Tensor | None, batch_size: int
     ) -> ShardResult:
-        w1, b1, w2, b2 = unflatten(self.parameters, weights)
+        w1, b1, w2, b2 = self._parameters
         x = images.reshape(len(images), -1)
         hidden = _linear(x, w1, b1, relu=True)
         dropped = hidden if masks is None else hidden * masks
         log_p = torch.log_softmax(torch.addmm(b2, dropped, w2.t()), 1)
-        picked = labels[:, None]
-        loss = -log_p.gather(1, picked).sum()
+        loss = F.nll_loss(log_p, labels, reduction="sum")
         correct = (log_p.argmax(1) == labels).sum()
-        d_logits = log_p.exp_()  # softmax - one-hot, the gradient of cross-entropy
-        d_logits.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=d_logits.dtype))
-        d_logits.div_(batch_size)
+        # softmax - one-hot, the gradient of cross-entropy
+        d_logits = log_p.exp_().sub_(F.one_hot(labels, CLASSES)).div_(batch_size)
         d_hidden = d_logits @ w2
         d_hidden = d_hidden if masks is None else d_hidden.mul_(masks)
-        d_hidden = torch.ops.aten.threshold_backward(d_hidden, hidden, 0.0)
+        d_hidden = torch.ops.aten.threshold_backward(d_hidden, hidden, 0)
         gradient = _flatten(
             [
                 _linear(d_hidden.t(), x.t()),
@@ -176,10 +193,9 @@ class Mlp:
         )
         return ShardResult(gradient, loss, correct)
 
-    def logits(self, weights: Tensor, statistics: Tensor, images: Tensor) -> Tensor:
-        w1, b1, w2, b2 = unflatten(self.parameters, weights)
-        hidden = _linear(images.reshape(len(images), -1), w1, b1, relu=True)
-        return torch.addmm(b2, hidden, w2.t())
+    def logits(self, images: Tensor) -> Tensor:
+        w1, b1, w2, b2 = self._parameters
+        return torch.addmm(b2, _linear(images.reshape(len(images), -1), w1, b1, relu=True), w2.t())
 
 
 @dataclass(frozen=True)
@@ -208,10 +224,9 @@ class ConvNet:
     blocks: tuple[Block, ...]
     hidden: int
 
-    MOMENTUM = 0.1  # of the running statistics, PyTorch's default
-
     @cached_property
     def features(self) -> int:
+        """Width of the flattened output of the last block."""
         side = self.side
         for block in self.blocks:
             side = block.output_side(side)
@@ -221,15 +236,11 @@ class ConvNet:
     def dropout_units(self) -> int:
         return self.features + self.hidden
 
-    @cached_property
-    def statistics_size(self) -> int:
-        return 2 * sum(self._norm_widths)
-
-    @cached_property
-    def _norm_widths(self) -> tuple[int, ...]:
+    @property
+    def norm_widths(self) -> tuple[int, ...]:
         return (*(block.channels for block in self.blocks), self.hidden)
 
-    @cached_property
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         found: list[Parameter] = []
         inputs = self.channels
@@ -244,54 +255,53 @@ class ConvNet:
         found.append(Parameter((CLASSES,), 0))
         return tuple(found)
 
+    def replica(self, weights: Tensor, statistics: Tensor) -> Replica:
+        return _ConvReplica(self, weights, statistics)
+
+
+class _ConvReplica:
+    MOMENTUM = 0.1  # of the running statistics, PyTorch's default
+    EPSILON = 1e-5  # of batch norm, likewise
+
+    def __init__(self, network: ConvNet, weights: Tensor, statistics: Tensor) -> None:
+        self._network = network
+        # Leaves of autograd that share memory with the vector: updated in place, never rebuilt.
+        self._leaves = [v.requires_grad_() for v in unflatten(network.parameters, weights.detach())]
+        self._running = statistics.split([w for w in network.norm_widths for _ in range(2)])
+
     def gradient(
-        self,
-        weights: Tensor,
-        statistics: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        masks: Tensor | None,
-        batch_size: int,
+        self, images: Tensor, labels: Tensor, masks: Tensor | None, batch_size: int
     ) -> ShardResult:
-        leaves = [v.requires_grad_() for v in unflatten(self.parameters, weights.detach())]
         with torch.enable_grad():
-            logits = self._forward(leaves, statistics, images, masks, training=True)
+            logits = self._forward(images, masks, training=True)
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            gradients = torch.autograd.grad(loss / batch_size, leaves)
+            gradients = torch.autograd.grad(loss / batch_size, self._leaves)
         correct = (logits.detach().argmax(1) == labels).sum()
         return ShardResult(_flatten(gradients), loss.detach(), correct)
 
-    def logits(self, weights: Tensor, statistics: Tensor, images: Tensor) -> Tensor:
-        views = unflatten(self.parameters, weights)
-        return self._forward(views, statistics, images, None, training=False)
+    def logits(self, images: Tensor) -> Tensor:
+        return self._forward(images, None, training=False)
 
-    def _forward(
-        self,
-        parameters: list[Tensor],
-        statistics: Tensor,
-        images: Tensor,
-        masks: Tensor | None,
-        *,
-        training: bool,
-    ) -> Tensor:
-        take = iter(parameters)
-        running = iter(statistics.split([w for w in self._norm_widths for _ in range(2)]))
+    def _forward(self, images: Tensor, masks: Tensor | None, *, training: bool) -> Tensor:
+        leaf, running = iter(self._leaves), iter(self._running)
 
         def norm(x: Tensor) -> Tensor:
-            mean, variance, gain, bias = next(running), next(running), next(take), next(take)
-            return F.batch_norm(x, mean, variance, gain, bias, training, self.MOMENTUM)
+            mean, var, gain, bias = next(running), next(running), next(leaf), next(leaf)
+            momentum, epsilon = self.MOMENTUM, self.EPSILON
+            return torch.batch_norm(x, gain, bias, mean, var, training, momentum, epsilon, False)
 
         x = images.contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
-            x = F.conv2d(x, next(take), None, block.stride, block.padding)
+        for block in self._network.blocks:
+            x = torch.conv2d(x, next(leaf), None, block.stride, block.padding)
             if block.pool > 1:
-                x = F.max_pool2d(x, block.pool)
+                x = torch.max_pool2d(x, block.pool)
             x = norm(x).relu_()
         x = x.permute(0, 2, 3, 1).reshape(len(x), -1)  # as it lies in memory: no copy
-        x = x if masks is None else x * masks[:, : self.features]
-        x = norm(_Linear.apply(x, next(take))).relu_()
-        x = x if masks is None else x * masks[:, self.features :]
-        return F.linear(x, next(take), next(take)).float()
+        features = self._network.features
+        x = x if masks is None else x * masks[:, :features]
+        x = norm(_Linear.apply(x, next(leaf))).relu_()
+        x = x if masks is None else x * masks[:, features:]
+        return torch.nn.functional.linear(x, next(leaf), next(leaf)).float()
 
 
 def _norm_parameters(width: int) -> list[Parameter]:
@@ -300,10 +310,8 @@ def _norm_parameters(width: int) -> list[Parameter]:
 
 def initial_statistics(network: Network) -> Tensor:
     """Running means of 0 and variances of 1, (Q,)."""
-    if not isinstance(network, ConvNet):
-        return torch.zeros(network.statistics_size)
-    pairs = [part for w in network._norm_widths for part in (torch.zeros(w), torch.ones(w))]
-    return torch.cat(pairs)
+    pairs = [part for w in network.norm_widths for part in (torch.zeros(w), torch.ones(w))]
+    return torch.cat(pairs) if pairs else torch.zeros(0)
 
 
 NETWORKS: dict[str, Network] = {
@@ -311,8 +319,8 @@ NETWORKS: dict[str, Network] = {
     "fashion_cnn": ConvNet(
         channels=1,
         side=28,
-        blocks=(Block(16, stride=2), Block(32, pool=2), Block(64, pool=2)),
-        hidden=200,
+        blocks=(Block(16, kernel=4, stride=2), Block(32, pool=2), Block(64, pool=2)),
+        hidden=304,
     ),
     "cifar_cnn": ConvNet(
         channels=3,

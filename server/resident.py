@@ -36,6 +36,7 @@ class Resident:
 
 @cache
 def resident(name: str) -> Resident:
+    """The data set of this name, loaded and normalised at the first call."""
     data = datasets.load(name)
     train = data.train.images.float()
     mean, std = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)

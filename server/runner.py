@@ -36,7 +36,7 @@ class InlineRunner:
     def __init__(self, threads: int = 2, cores: int | None = None) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1; got {threads}")
-        self._free = cores or len(os.sched_getaffinity(0))
+        self._free = cores or _cores()
         self._threads = min(threads, self._free)
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()
@@ -72,3 +72,10 @@ class InlineRunner:
 
     def _idle_team(self) -> Team:
         return self._idle.pop() if self._idle else Team(self._threads)
+
+
+def _cores() -> int:
+    """Cores that this process may use; not all systems can say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -39,7 +39,7 @@ class Team:
         return [lists[i % self.threads][i // self.threads] for i in range(len(parts))]
 
     def ahead(self, function: Callable[[T], R], parts: Iterable[T]) -> Iterator[R]:
-        """The results one by one, in order, computed ahead by the other threads if there are any."""
+        """The results one by one, in order; the other threads, if any, compute them ahead."""
         return map(function, parts) if self._pool is None else self._pool.map(function, parts)
 
     def close(self) -> None:

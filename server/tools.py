@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
     EpochCount,
@@ -21,7 +23,6 @@ from ml_trainer_env.models import (
 )
 from ml_trainer_env.server.episode import Episode, never
 from ml_trainer_env.server.validation import ActionError, json_schema, shown, validate
-from pydantic import BaseModel, ConfigDict, Field
 
 Stop = Callable[[], bool]
 

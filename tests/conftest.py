@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fakes import FakeRunner, begin
 from live import serving
+
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment

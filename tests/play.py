@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fakes import FakeRunner, begin
+from openenv.core.env_server.mcp_types import CallToolAction
+
 from ml_trainer_env.models import EpochPlan, TrainingStatus
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.wire import ToolObservation
-from openenv.core.env_server.mcp_types import CallToolAction
 
 
 def of(task_id: str, runner: FakeRunner) -> Episode:

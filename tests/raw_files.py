@@ -8,8 +8,9 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from ml_trainer_env.server.dataset_formats import RawData
 from PIL import Image
+
+from ml_trainer_env.server.dataset_formats import RawData
 
 CIFAR_BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 

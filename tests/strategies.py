@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hypothesis import strategies as st
+
 from ml_trainer_env.models import EpochPlan, EpochRecord
 
 PLAN = EpochPlan(

@@ -10,12 +10,13 @@ import pytest
 from fakes import FakeRunner, begin
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TrainingConfig
-from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.tools import TOOLS
 from openenv.core.env_server.mcp_types import ToolErrorType
 from play import trained, tried
 from wild import json_values
+
+from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TrainingConfig
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.tools import TOOLS
 
 # Values of no use to a parameter, by what the parameter is.
 HUGE = 10**400

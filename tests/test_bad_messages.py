@@ -13,13 +13,14 @@ from fakes import FakeRunner, begin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live import serving
+from websockets.sync.client import ClientConnection, connect
+from wild import json_values
+
 from ml_trainer_env.server import messages
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tools import TOOLS
-from websockets.sync.client import ClientConnection, connect
-from wild import json_values
 
 # Over the wire ----------------------------------------------------------------------------------
 

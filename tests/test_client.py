@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import ml_trainer_env
 import pytest
 from live import eventually
+from openenv.core.env_server.mcp_types import CallToolAction
+
+import ml_trainer_env
 from ml_trainer_env import (
     EpisodeState,
     MLTrainerEnv,
@@ -21,7 +23,6 @@ from ml_trainer_env import (
     TrainingStatus,
 )
 from ml_trainer_env.client import MESSAGE_TIMEOUT_S
-from openenv.core.env_server.mcp_types import CallToolAction
 
 SNIPPET = """
 from ml_trainer_env import MLTrainerEnv

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from raw_files import COLOUR, GREY, assert_same, idx_files, mnist_pickle, png_sheets, tarball
+
 from ml_trainer_env.server import dataset_packages as packages
 from ml_trainer_env.server import dataset_sources, datasets, progress
 from ml_trainer_env.server.dataset_formats import SourceError
-from raw_files import COLOUR, GREY, assert_same, idx_files, mnist_pickle, png_sheets, tarball
 
 # --- HTTP -------------------------------------------------------------------------------------
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_trainer_env.server import dataset_formats as formats
-from ml_trainer_env.server import dataset_sources, datasets
-from ml_trainer_env.server.dataset_formats import RawData, SourceError
 from PIL import Image
 from raw_files import (
     COLOUR,
@@ -26,6 +23,10 @@ from raw_files import (
     write_files,
     write_idx,
 )
+
+from ml_trainer_env.server import dataset_formats as formats
+from ml_trainer_env.server import dataset_sources, datasets
+from ml_trainer_env.server.dataset_formats import RawData, SourceError
 
 # --- Formats ----------------------------------------------------------------------------------
 

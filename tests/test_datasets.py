@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ml_trainer_env.server import dataset_canon, dataset_sources, datasets
 from ml_trainer_env.server.dataset_formats import RawData, SourceError
 

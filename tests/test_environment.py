@@ -15,11 +15,6 @@ from fakes import FakeRunner
 from fastmcp import Client
 from fastmcp.exceptions import ToolError as McpToolError
 from live import eventually
-from ml_trainer_env.models import TrainingConfig, TrainingStatus
-from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.tools import TOOLS
-from ml_trainer_env.server.validation import InvalidArguments
-from ml_trainer_env.wire import ToolObservation
 from openenv.core.env_server.mcp_types import (
     RESERVED_TOOL_NAMES,
     CallToolAction,
@@ -29,6 +24,12 @@ from openenv.core.env_server.mcp_types import (
 )
 from openenv.core.env_server.serialization import serialize_observation
 from play import call, trained
+
+from ml_trainer_env.models import TrainingConfig, TrainingStatus
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.tools import TOOLS
+from ml_trainer_env.server.validation import InvalidArguments
+from ml_trainer_env.wire import ToolObservation
 
 # Envelopes --------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from fakes import FakeRunner
+from play import configured, of, plans
+
 from ml_trainer_env.models import (
     HISTORY_TAIL,
     EpochPlan,
@@ -16,7 +18,6 @@ from ml_trainer_env.models import (
 )
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.validation import ActionError
-from play import configured, of, plans
 
 METRICS = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy"),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from fakes import HIDDEN_TEST_ACCURACY, FakeRunner
+from play import configured, diverge, of
+
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
     TrainingStatus,
@@ -13,7 +15,6 @@ from ml_trainer_env.models import (
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError
-from play import configured, diverge, of
 
 # Divergence -------------------------------------------------------------------------------------
 

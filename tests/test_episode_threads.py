@@ -8,13 +8,14 @@ from collections.abc import Callable
 import pytest
 from fakes import FakeRunner
 from live import eventually
+from play import configured
+
 from ml_trainer_env.models import (
     EpochPlan,
     TrainingStatus,
 )
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.validation import ActionError
-from play import configured
 
 # Failures and threads ---------------------------------------------------------------------------
 

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from ml_trainer_env.models import MAX_TOOL_CALLS
-from ml_trainer_env.server.tools import TOOLS
 from openenv.cli._validation import validate_running_environment
 from openenv.validation.graders import Subject
 from openenv.validation.graders.runtime import (
@@ -20,6 +18,9 @@ from openenv.validation.parsers.openenv_yaml import OpenEnvYamlParser
 from openenv.validation.runtime.collector import collect_runtime_evidence
 from openenv.validation.runtime.contracts import RuntimePlan, RuntimeReset, load_runtime_plan
 from openenv.validation.types import CheckStatus
+
+from ml_trainer_env.models import MAX_TOOL_CALLS
+from ml_trainer_env.server.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
 GRADERS = [RewardWellFormedGrader, ObservationSchemaGrader, StateContractGrader]

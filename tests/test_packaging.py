@@ -1,4 +1,4 @@
-"""What a user installs: locks, wheel, entry points, OpenEnv's manifest, the Space's front matter."""
+"""What a user installs: locks, wheel, OpenEnv's manifest, the Space's front matter."""
 
 import re
 import subprocess
@@ -97,9 +97,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    packages = {
-        "/".join(name.split(".")) for name in pyproject()["tool"]["setuptools"]["packages"]
-    }
+    packages = {"/".join(name.split(".")) for name in pyproject()["tool"]["setuptools"]["packages"]}
     data = {"ml_trainer_env/openenv.yaml", "ml_trainer_env/py.typed"}
     content = {name for name in names if ".dist-info/" not in name}
     strays = {

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from live import eventually, free_port
+
 from ml_trainer_env import MLTrainerEnv, TrainingStatus
 
 ROOT = Path(__file__).parents[1]

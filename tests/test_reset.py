@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from fakes import FakeRunner, begin
+from play import call, trained
+
 from ml_trainer_env.models import MAX_SEED, TASK_IDS
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError, InvalidArguments
-from play import call, trained
 
 # Reset ------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import curve, cuts, finished, histories
+
 from ml_trainer_env.models import EpochRecord, RewardTerms
 from ml_trainer_env.server.rewards import step_reward
-from strategies import curve, cuts, finished, histories
 
 BUDGET = 25
 

@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ml_trainer_env.models import Schedule, TrainingConfig
 from ml_trainer_env.server.schedules import RunningSchedule, after_change
 

@@ -18,16 +18,17 @@ import httpx
 import pytest
 from fakes import FakeRunner, begin
 from live import eventually, serving
+from openenv.core.env_server import mcp_environment
+from openenv.core.mcp_client import MCPToolClient
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
 from ml_trainer_env import MLTrainerEnv
 from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS
 from ml_trainer_env.server import app
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings, SettingsError
-from openenv.core.env_server import mcp_environment
-from openenv.core.mcp_client import MCPToolClient
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).parents[1]
 

@@ -32,6 +32,7 @@ def run_setup(folder: Path, *options: str, refuse: str) -> tuple[int, list[str]]
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text(FAKE_PYTHON)
     python.chmod(0o755)
+    (folder / ".venv/pyvenv.cfg").write_text(f"command = python -m venv --clear {folder}/.venv\n")
     environment = os.environ | {"PYTHON": sys.executable, "REFUSE": refuse}
     done = subprocess.run(
         [folder / "scripts/setup.sh", *options], env=environment, capture_output=True, timeout=60

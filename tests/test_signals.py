@@ -7,9 +7,10 @@ from typing import get_args
 
 import pytest
 from hypothesis import given
+from strategies import curve, diverged, finished, histories
+
 from ml_trainer_env.models import EpochRecord, Signal
 from ml_trainer_env.server.signals import DEFINITIONS, convergence_signal
-from strategies import curve, diverged, finished, histories
 
 
 def learned(val_loss: Sequence[float], **curves: Sequence[float]) -> tuple[EpochRecord, ...]:

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import accuracies, curve, diverged, finished, histories
+
 from ml_trainer_env.models import TASK_IDS, EpochRecord, Grade
 from ml_trainer_env.server.tasks import TASKS, AccuracyScale, Task, best_checkpoint, grade, utility
-from strategies import accuracies, curve, diverged, finished, histories
 
 # The formulas are checked on scales of round numbers; the frozen ones are data.
 UNIT = AccuracyScale(low=0.0, high=1.0)

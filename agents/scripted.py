@@ -1,0 +1,85 @@
+"""The scripted agent: one recipe for each task, carried out with the two decisions that it needs.
+
+It sees what any client sees, a `TrainingStatus`, and answers its next tool call. It keeps no
+memory, so a status decides everything: the same episode is played in the same way again, and an
+interrupted one is taken up where it stands. Imports `models` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from ml_trainer_env.models import TaskId, TrainingConfig, TrainingStatus
+
+
+class Move(NamedTuple):
+    """One tool call."""
+
+    tool: str
+    arguments: dict[str, Any]
+
+
+class Agent(Protocol):
+    """Anything that plays: the status after the last call (at first: after reset) -> next call."""
+
+    def __call__(self, status: TrainingStatus) -> Move: ...
+
+
+RECIPES: dict[TaskId, TrainingConfig] = {
+    "easy_mnist": TrainingConfig(
+        optimizer="adamw",
+        learning_rate=0.002,
+        weight_decay=0.05,
+        dropout=0.2,
+        lr_schedule="warmup_cosine",
+        augmentation=True,
+        augmentation_strength=0.5,
+    ),
+    "medium_fashion": TrainingConfig(
+        optimizer="adamw",
+        learning_rate=0.003,
+        weight_decay=0.05,
+        dropout=0.3,
+        lr_schedule="warmup_cosine",
+        augmentation=True,
+        augmentation_strength=0.6,
+    ),
+    "hard_cifar": TrainingConfig(
+        optimizer="adamw",
+        learning_rate=0.004,
+        batch_size=64,
+        weight_decay=0.1,
+        dropout=0.3,
+        lr_schedule="warmup_cosine",
+        augmentation=True,
+        augmentation_strength=0.8,
+    ),
+}
+
+EPOCHS_PER_CALL: dict[TaskId, int] = {  # a few seconds each, so that one can watch
+    "easy_mnist": 10,
+    "medium_fashion": 10,
+    "hard_cifar": 5,
+}
+COOLING = 1 / 3  # of the learning rate, after a divergence
+
+
+def scripted(status: TrainingStatus) -> Move:
+    """Configure the task's recipe, train the whole budget in short runs, submit.
+
+    Training on never lowers a final score, so only a spent budget ends the episode. After a
+    divergence the rate goes down, and with it what is left of the schedule. Raises ValueError when
+    the episode is over.
+    """
+    if status.done:
+        raise ValueError("the episode is over: there is no next move")
+    if status.current_config is None:
+        recipe = RECIPES[status.task_id]
+        return Move("configure_training", recipe.model_dump(exclude_unset=True))
+    if status.remaining_budget == 0:
+        return Move("submit_model", {})
+    if status.is_diverged:
+        cooler = status.current_config.learning_rate_in_force * COOLING
+        return Move("adjust_learning_rate", {"new_lr": cooler})
+    epochs = min(EPOCHS_PER_CALL[status.task_id], status.remaining_budget)
+    return Move("run_epochs", {"num_epochs": epochs})
