@@ -30,6 +30,7 @@ from websockets.exceptions import WebSocketException
 from ml_trainer_env.agents.scripted import Move, scripted
 from ml_trainer_env.client import MLTrainerEnv, SyncClient
 from ml_trainer_env.models import TASK_IDS, Grade, Signal, TaskId, TrainingStatus
+from ml_trainer_env.wire import StatusObservation
 
 ROOT = Path(__file__).resolve().parent
 SERVER = (sys.executable, "-m", "uvicorn", "server.app:app", "--timeout-graceful-shutdown", "5")
@@ -97,7 +98,9 @@ def play(url: str, task_id: TaskId, seed: int, console: Console) -> Played:
     with MLTrainerEnv(base_url=url) as env:
         console.rule(Text(f"{task_id}, seed {seed}", "bold"), align="left")
         with console.status("loading"):  # a server that has just started still reads torch
-            status: TrainingStatus = env.reset(task_id=task_id, seed=seed).observation.status
+            opening = env.reset(task_id=task_id, seed=seed).observation
+        assert isinstance(opening, StatusObservation)
+        status = opening.status
         console.print(Text(status.message, "dim"))
         while not status.done:
             move = scripted(status)

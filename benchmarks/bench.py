@@ -23,6 +23,7 @@ from rich.console import Console
 from ml_trainer_env.benchmarks import calls, report
 from ml_trainer_env.benchmarks.epochs import Amount, UsualWay, measure
 from ml_trainer_env.benchmarks.flops import convolution_peak
+from ml_trainer_env.benchmarks.load import Load
 from ml_trainer_env.models import TASK_IDS
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.tasks import TASKS
@@ -56,15 +57,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(task_ids: Sequence[str], quick: bool, console: Console) -> report.Results:
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), Load.now()
+    cores = len(os.sched_getaffinity(0))
     trainer.configure_process()  # as the server does
     team = Team(THREADS)
     amounts = QUICK_AMOUNTS if quick else AMOUNTS
     tasks = {}
-    with UsualWay() as usual:
+    with UsualWay() as default, UsualWay(threads=1) as one_thread:
         for task_id in task_ids:
             with console.status(f"{task_id}: epochs, ours and the usual way"):
-                tasks[task_id] = measure(TASKS[task_id], amounts[task_id], team, usual)
+                tasks[task_id] = measure(
+                    TASKS[task_id], amounts[task_id], team, default, one_thread
+                )
     with console.status("the peak of convolutions"):
         peak = convolution_peak(team)
     team.close()
@@ -72,8 +76,10 @@ def run(task_ids: Sequence[str], quick: bool, console: Console) -> report.Result
         in_process = calls.in_process(task_ids)
     with console.status("calls over the WebSocket"):
         over_websocket = calls.over_websocket(task_ids)
+    after = Load.now()
     return report.Results(
-        machine=report.Machine(processor(), len(os.sched_getaffinity(0)), torch.__version__),
+        machine=report.Machine(processor(), cores, torch.__version__),
+        others=after.others_since(before, cores) if before and after else None,
         convolution_peak=peak,
         engine_threads=THREADS,
         tasks=tasks,

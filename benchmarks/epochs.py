@@ -7,6 +7,7 @@ block, after warm-up epochs that are not counted.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -22,7 +23,13 @@ from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.team import SERIAL, Team
 
 AUGMENTATION = 0.5  # strength
+COLLAPSED = 5.0  # times as long as on one thread: more threads than that are no training
 WARM_UP = 2  # epochs of the engine, before the first that counts; 1 of the usual way
+
+# The usual way's variants: on torch's default threads, and on one.
+PLAIN = ("usual", "usual_one_thread")
+AUGMENTED = ("usual_augmented", "usual_augmented_one_thread")
+USUAL = PLAIN + AUGMENTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,36 +48,62 @@ class TaskFigures:
     parameters: int
     multiply_adds: int  # of one image's forward pass
     epoch_operations: int
-    seconds: dict[str, Spread]  # by variant: those of `_variants`, usual, usual_augmented
+    seconds: dict[str, Spread]  # by variant: those of `_variants` and `USUAL`
     val_accuracy: dict[str, float]  # engine, usual
     accuracy_epoch: int
-    usual_threads: int
+    usual_threads: int  # torch's default
+    collapsed: tuple[str, ...]  # the usual way's variants that were given up; see `COLLAPSED`
 
     def ratio(self, slower: str, faster: str) -> float:
         return self.seconds[slower].median / self.seconds[faster].median
+
+    def times_usual(self, *, augmented: bool) -> float:
+        """How many times longer the usual way takes, on whichever threads it is faster.
+
+        Its default threads can collapse, and a collapse is no speed to compare with.
+        """
+        ours, names = ("augmented", AUGMENTED) if augmented else ("two_threads", PLAIN)
+        return min(self.ratio(name, ours) for name in names if name in self.seconds)
 
     def operations_per_second(self, variant: str) -> float:
         return self.epoch_operations / self.seconds[variant].median
 
 
 class UsualWay:
-    """The process that trains in the usual way (`usual.py`)."""
+    """A process that trains in the usual way (`usual.py`)."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads`: OpenMP's; None leaves torch's default."""
+        self._environment = dict(os.environ)
+        if threads is not None:
+            self._environment["OMP_NUM_THREADS"] = str(threads)
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "ml_trainer_env.benchmarks.usual"]
+        pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=pipe, stdout=pipe, text=True, env=self._environment
         )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # the end of its input ends it
 
-    def train(self, task: Task, augmentation: float, epochs: int) -> dict[str, Any]:
-        """Its answer; raises RuntimeError when the process has died."""
+    def train(
+        self, task: Task, augmentation: float, epochs: int, limit: float | None = None
+    ) -> dict[str, Any]:
+        """Its answer; `limit` is the most seconds that an epoch may take.
+
+        Raises RuntimeError when the process has died.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"task": task.task_id, "augmentation": augmentation, "epochs": epochs}
+        request = {
+            "task": task.task_id,
+            "augmentation": augmentation,
+            "epochs": epochs,
+            "limit": limit,
+        }
         print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
@@ -94,44 +127,75 @@ class _Variant:
         self.state = trainer.advance(self.state, self.plan, self.team)
 
 
-def measure(task: Task, amount: Amount, team: Team, usual: UsualWay) -> TaskFigures:
-    """All variants of one task."""
+def measure(
+    task: Task, amount: Amount, team: Team, default: UsualWay, one_thread: UsualWay
+) -> TaskFigures:
+    """All variants of one task; the last two train in the usual way."""
     variants = _variants(task, team)
+    usual = [_Usual(task, strength, one_thread, default) for strength in (0.0, AUGMENTATION)]
     for variant in variants.values():
         variant.train(WARM_UP)
         variant.seconds.clear()
-    plain = [usual.train(task, 0.0, 1)]
-    augmented = []
     for _ in range(amount.blocks):
         for variant in variants.values():
             variant.train(amount.engine)
-        plain.append(usual.train(task, 0.0, amount.usual))
-        augmented.append(usual.train(task, AUGMENTATION, amount.usual))
+        for pair in usual:
+            pair.train(amount.usual)
 
+    seconds = {name: variant.seconds for name, variant in variants.items()}
+    collapsed: list[str] = []
+    for names, pair in zip((PLAIN, AUGMENTED), usual, strict=True):
+        seconds |= zip(names, (pair.default_seconds, pair.one_thread_seconds), strict=True)
+        collapsed += names[:1] if pair.collapsed else ()
     data, network = resident(task.dataset), NETWORKS[task.network]
-    batch = variants["two_threads"].plan.batch_size
+    plain = variants["two_threads"]
+    batch = plain.plan.batch_size
     trained = len(data.train.labels) // batch * batch
-    history = variants["two_threads"].state.history
-    accuracies = [a for answer in plain for a in answer["val_accuracy"]]
+    evaluated = len(data.val.labels) + len(data.probe.labels)
+    history, accuracies = plain.state.history, usual[0].val_accuracy
     epoch = min(len(accuracies), len(history))
     return TaskFigures(
         parameters=sum(p.size for p in network.parameters),
         multiply_adds=multiply_adds(network),
-        epoch_operations=epoch_operations(
-            network, trained, len(data.val.labels) + len(data.probe.labels)
-        ),
-        seconds={
-            **{name: Spread.of(variant.seconds) for name, variant in variants.items()},
-            "usual": Spread.of(_seconds(plain[1:])),
-            "usual_augmented": Spread.of(_seconds(augmented)),
-        },
+        epoch_operations=epoch_operations(network, trained, evaluated),
+        seconds={name: Spread.of(samples) for name, samples in seconds.items() if samples},
         val_accuracy={
             "engine": history[epoch - 1].val_accuracy or 0.0,
             "usual": accuracies[epoch - 1],
         },
         accuracy_epoch=epoch,
-        usual_threads=plain[0]["threads"],
+        usual_threads=usual[0].default_threads,
+        collapsed=tuple(collapsed),
     )
+
+
+class _Usual:
+    """One training in the usual way on one thread, and the same on the default threads."""
+
+    def __init__(
+        self, task: Task, strength: float, one_thread: UsualWay, default: UsualWay
+    ) -> None:
+        """Warms both up."""
+        self._task, self._strength = task, strength
+        self._one_thread, self._default = one_thread, default
+        warm = one_thread.train(task, strength, 1)
+        self.val_accuracy: list[float] = warm["val_accuracy"]
+        self.one_thread_seconds: list[float] = []
+        self.default_seconds: list[float] = []
+        self._limit = COLLAPSED * warm["seconds"][0]
+        first = default.train(task, strength, 1, self._limit)
+        self.default_threads: int = first["threads"]
+        self.collapsed: bool = first["collapsed"]
+
+    def train(self, epochs: int) -> None:
+        """A collapsed team is not asked again: its epochs have no end in sight."""
+        answer = self._one_thread.train(self._task, self._strength, epochs)
+        self.one_thread_seconds += answer["seconds"]
+        self.val_accuracy += answer["val_accuracy"]
+        if not self.collapsed:
+            answer = self._default.train(self._task, self._strength, epochs, self._limit)
+            self.default_seconds += answer["seconds"]
+            self.collapsed = answer["collapsed"]
 
 
 def _variants(task: Task, team: Team) -> dict[str, _Variant]:
@@ -152,7 +216,3 @@ def _variants(task: Task, team: Team) -> dict[str, _Variant]:
         "one_thread": _Variant(start, plain, SERIAL),
         "augmented": _Variant(start, augmented, team),
     }
-
-
-def _seconds(answers: list[dict[str, Any]]) -> list[float]:
-    return [seconds for answer in answers for seconds in answer["seconds"]]

@@ -5,10 +5,11 @@ threads. As a program it serves the benchmark from a process of its own, so that
 side reaches the other: a request on standard input and an answer on standard output, one JSON
 object a line.
 
-    {"task": "easy_mnist", "augmentation": 0.0, "epochs": 2}
-    {"seconds": [0.31, 0.3], "val_accuracy": [0.88, 0.9], "threads": 2}
+    {"task": "easy_mnist", "augmentation": 0.0, "epochs": 2, "limit": 1.5}
+    {"seconds": [0.31, 0.3], "val_accuracy": [0.88, 0.9], "threads": 2, "collapsed": false}
 
-A task's training goes on where its last request left it.
+A task's training goes on where its last request left it. An epoch that takes more than `limit`
+seconds (null: none) is given up: `collapsed`, with the epochs that were finished before it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,13 +81,14 @@ def load(module: nn.Module, network: Network, weights: Tensor, statistics: Tenso
     The engine flattens images with the channels last, stock modules with the channels first.
     """
     views = models_nn.unflatten(network.parameters, weights)
+    if isinstance(network, ConvNet):
+        flattening = 3 * len(network.blocks)  # after a weight, a gain and a bias for each block
+        channels = network.blocks[-1].channels
+        side = math.isqrt(network.features // channels)
+        by_place = views[flattening].view(-1, side, side, channels)
+        views[flattening] = by_place.permute(0, 3, 1, 2).flatten(1)
     with torch.no_grad():
         for mine, theirs in zip(module.parameters(), views, strict=True):
-            if isinstance(network, ConvNet) and tuple(mine.shape[1:]) == (network.features,):
-                channels = network.blocks[-1].channels
-                side = math.isqrt(network.features // channels)
-                by_place = theirs.view(-1, side, side, channels)
-                theirs = by_place.permute(0, 3, 1, 2).reshape(mine.shape)
             mine.copy_(theirs)
         norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         running = iter(statistics.split([m.num_features for m in norms for _ in range(2)]))
@@ -143,6 +146,10 @@ class AugmentedImages(Images):
 # --- The loop -----------------------------------------------------------------------------------
 
 
+class TooSlowError(Exception):
+    """The epoch took longer than it may."""
+
+
 class Training:
     """One task's training from the engine's initial weights of seed 0."""
 
@@ -167,11 +174,17 @@ class Training:
         self.val = DataLoader(Images(data.val, mean, std), EVALUATION_BATCH)
         self.probe = DataLoader(probe, EVALUATION_BATCH)
 
-    def epoch(self) -> float:
-        """Train one epoch and evaluate on val and the train probe; the val accuracy."""
+    def epoch(self, limit: float) -> float:
+        """Train one epoch and evaluate on val and the train probe; the val accuracy.
+
+        Raises `TooSlowError` at the first training step after `limit` seconds.
+        """
+        deadline = time.perf_counter() + limit
         self.model.train()
         total_loss, correct = 0.0, 0
         for images, labels in self.train:
+            if time.perf_counter() > deadline:
+                raise TooSlowError
             self.optimizer.zero_grad()
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
@@ -208,15 +221,26 @@ def main() -> None:
         key = request["task"], request["augmentation"]
         if key not in trainings:
             trainings[key] = Training(TASKS[key[0]], key[1])
-        seconds: list[float] = []
-        accuracies: list[float] = []
-        for _ in range(request["epochs"]):
+        limit = math.inf if request["limit"] is None else request["limit"]
+        print(json.dumps(_train(trainings[key], request["epochs"], limit)), flush=True)
+
+
+def _train(training: Training, epochs: int, limit: float) -> dict[str, Any]:
+    seconds: list[float] = []
+    accuracies: list[float] = []
+    try:
+        for _ in range(epochs):
             begin = time.perf_counter()
-            accuracies.append(trainings[key].epoch())
+            accuracies.append(training.epoch(limit))
             seconds.append(time.perf_counter() - begin)
-        threads = torch.get_num_threads()
-        answer = {"seconds": seconds, "val_accuracy": accuracies, "threads": threads}
-        print(json.dumps(answer), flush=True)
+    except TooSlowError:
+        pass
+    return {
+        "seconds": seconds,
+        "val_accuracy": accuracies,
+        "threads": torch.get_num_threads(),
+        "collapsed": len(seconds) < epochs,
+    }
 
 
 if __name__ == "__main__":

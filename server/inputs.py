@@ -68,6 +68,11 @@ class EpochInputs:
     def __len__(self) -> int:
         return len(self.order)
 
+    @property
+    def labels(self) -> Tensor:
+        """(n,) in the order of their use."""
+        return self.source.labels[self.order]
+
     def rows(self, first: int, last: int) -> InputRows:
         """The rows at these positions of the epoch."""
         chosen = self.order[first:last]

@@ -38,8 +38,7 @@ class ShardResult(NamedTuple):
     """What one shard of a batch contributes."""
 
     gradient: Tensor  # (P,) of the summed loss divided by the size of the whole batch
-    loss: Tensor  # () summed cross-entropy, nats
-    correct: Tensor  # () count
+    logits: Tensor  # (n, classes), detached
 
 
 class Network(Protocol):
@@ -104,6 +103,13 @@ def _flatten(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [(g.permute(0, 2, 3, 1) if g.dim() == 4 else g).reshape(-1) for g in gradients]
     )
+
+
+def _loss_gradient(logits: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Of the summed cross-entropy over `batch_size`: (softmax - one-hot) / batch_size."""
+    gradient = torch.softmax(logits, 1)
+    gradient[torch.arange(len(labels)), labels] -= 1
+    return gradient.div_(batch_size)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -175,11 +181,8 @@ class _MlpReplica:
         x = images.reshape(len(images), -1)
         hidden = _linear(x, w1, b1, relu=True)
         dropped = hidden if masks is None else hidden * masks
-        log_p = torch.log_softmax(torch.addmm(b2, dropped, w2.t()), 1)
-        loss = F.nll_loss(log_p, labels, reduction="sum")
-        correct = (log_p.argmax(1) == labels).sum()
-        # softmax - one-hot, the gradient of cross-entropy
-        d_logits = log_p.exp_().sub_(F.one_hot(labels, CLASSES)).div_(batch_size)
+        logits = torch.addmm(b2, dropped, w2.t())
+        d_logits = _loss_gradient(logits, labels, batch_size)
         d_hidden = d_logits @ w2
         d_hidden = d_hidden if masks is None else d_hidden.mul_(masks)
         d_hidden = torch.ops.aten.threshold_backward(d_hidden, hidden, 0)
@@ -191,7 +194,7 @@ class _MlpReplica:
                 d_logits.sum(0),
             ]
         )
-        return ShardResult(gradient, loss, correct)
+        return ShardResult(gradient, logits)
 
     def logits(self, images: Tensor) -> Tensor:
         w1, b1, w2, b2 = self._parameters
@@ -274,10 +277,9 @@ class _ConvReplica:
     ) -> ShardResult:
         with torch.enable_grad():
             logits = self._forward(images, masks, training=True)
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            gradients = torch.autograd.grad(loss / batch_size, self._leaves)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        return ShardResult(_flatten(gradients), loss.detach(), correct)
+        above = _loss_gradient(logits.detach(), labels, batch_size)
+        gradients = torch.autograd.grad(logits, self._leaves, above)
+        return ShardResult(_flatten(gradients), logits.detach())
 
     def logits(self, images: Tensor) -> Tensor:
         return self._forward(images, None, training=False)

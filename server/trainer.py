@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server import evaluation, models_nn
+from ml_trainer_env.server.evaluation import Score
 from ml_trainer_env.server.inputs import EpochInputs, InputRows
 from ml_trainer_env.server.models_nn import NETWORKS, Network, Replica, ShardResult
 from ml_trainer_env.server.optimizers import MOMENTS, update
@@ -105,15 +106,15 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
     """
     data = resident(state.workload.dataset)
     run = _Run.resume(state, plan)
-    train_loss, train_accuracy = run.train_epoch(data, plan, state.seed, state.epoch, team)
+    train = run.train_epoch(data, plan, state.seed, state.epoch, team)
     reached = Checkpoint(run.weights, run.mean_statistics())
     val, clean = _evaluate(state, reached, (data.val, data.probe), team)
-    healthy = all(math.isfinite(x) and x <= EXPLODED for x in (train_loss, val.loss, clean.loss))
+    healthy = all(math.isfinite(x) and x <= EXPLODED for x in (train.loss, val.loss, clean.loss))
     record = EpochRecord(
         epoch=state.epoch + 1,
         plan=plan,
-        train_loss=train_loss if healthy else None,
-        train_accuracy=train_accuracy if healthy else None,
+        train_loss=train.loss if healthy else None,
+        train_accuracy=train.accuracy if healthy else None,
         val_loss=val.loss if healthy else None,
         val_accuracy=val.accuracy if healthy else None,
         clean_train_loss=clean.loss if healthy else None,
@@ -187,15 +188,17 @@ def _modes(precision: Precision) -> Iterator[None]:
     One intra-op thread, because the bits depend on it; no autograd but where a network asks for it.
     """
     torch.set_num_threads(1)
-    bf16 = precision == "bf16"  # else entering autocast, even disabled, would cost 10 us a shard
-    half = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
+    bf16, ambient = precision == "bf16", torch.is_autocast_enabled("cpu")
+    half = nullcontext()  # entering autocast, even disabled, costs 10 us a shard
+    if bf16 or ambient:
+        half = torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False)
     with torch.no_grad(), half:
         yield
 
 
 def _evaluate(
     state: TrainingState, checkpoint: Checkpoint, splits: Sequence[Rows], team: Team
-) -> list[evaluation.Score]:
+) -> list[Score]:
     network = NETWORKS[state.workload.network]
     replica = network.replica(checkpoint.weights, checkpoint.statistics)
 
@@ -246,19 +249,17 @@ class _Run:
 
     def train_epoch(
         self, data: Resident, plan: EpochPlan, seed: int, epoch: int, team: Team
-    ) -> tuple[float, float]:
-        """All full batches of a fresh permutation; (mean loss, accuracy) as it went."""
+    ) -> Score:
+        """All full batches of a fresh permutation; mean loss and accuracy as it went."""
         units = self.network.dropout_units
         inputs = EpochInputs.draw(data, plan, self.workload.dataset, seed, epoch, units)
-        results: list[ShardResult] = []
+        logits: list[Tensor] = []  # kept for the whole epoch; the gradients must not be
         for shards in self._steps(inputs, plan.batch_size, team):
-            step = team.map(partial(self._differentiate, plan), shards)
-            self._step(plan, [r.gradient for r in step], team)
-            results += step
-        trained = len(results) * plan.batch_size // self.workload.shards
-        loss = torch.stack([r.loss for r in results]).double().sum().item()
-        correct = torch.stack([r.correct for r in results]).sum().item()
-        return loss / trained, correct / trained
+            results = team.map(partial(self._differentiate, plan), shards)
+            self._step(plan, [r.gradient for r in results], team)
+            logits += [r.logits for r in results]
+        seen = torch.cat(logits)
+        return evaluation.score(seen, inputs.labels[: len(seen)])
 
     def _steps(self, inputs: EpochInputs, batch: int, team: Team) -> Iterator[list[_Shard]]:
         """The shards of each step, with what makes their inputs.
@@ -268,17 +269,22 @@ class _Run:
         """
         used = len(inputs) // batch * batch
         count = self.workload.shards
+
+        def rows(bounds: tuple[int, int]) -> InputRows:
+            with _modes("fp32"):  # in bf16 an augmented image would be off by a share of a pixel
+                return inputs.rows(*bounds)
+
         if count > 1:
             part = batch // count
             for first in range(0, used, batch):
                 bounds = [(first + k * part, first + (k + 1) * part) for k in range(count)]
-                yield [_Shard(k, partial(inputs.rows, *b)) for k, b in enumerate(bounds)]
+                yield [_Shard(k, partial(rows, b)) for k, b in enumerate(bounds)]
             return
         block = STEPS_AHEAD * batch
         blocks = [(first, min(first + block, used)) for first in range(0, used, block)]
-        for rows in team.ahead(lambda b: inputs.rows(*b), blocks):
-            for first in range(0, len(rows.labels), batch):
-                yield [_Shard(0, partial(rows.part, first, first + batch))]
+        for block_rows in team.ahead(rows, blocks):
+            for first in range(0, len(block_rows.labels), batch):
+                yield [_Shard(0, partial(block_rows.part, first, first + batch))]
 
     def _differentiate(self, plan: EpochPlan, shard: _Shard) -> ShardResult:
         with _modes(self.precision):
