@@ -59,8 +59,8 @@ def test_known_maps() -> None:
     pixel = 2 / images.shape[-1]
     assert close(under(images, -1, 0, 0, 0, 1, 0), images.flip(3))
     assert close(under(images, 1, 0, 0, 0, -1, 0), images.flip(2))
-    assert close(under(images, 0, -1, 0, 1, 0, 0), images.rot90(-1, (2, 3)))
-    assert close(under(images, 0, 1, 0, -1, 0, 0), images.rot90(1, (2, 3)))
+    assert close(under(images, 0, -1, 0, 1, 0, 0), images.rot90(1, (2, 3)))
+    assert close(under(images, 0, 1, 0, -1, 0, 0), images.rot90(-1, (2, 3)))
     right = under(images, 1, 0, pixel, 0, 1, 0)  # samples one pixel further to the right
     assert close(right[..., :-1], images[..., 1:])
     assert close(right[..., -1], images[..., -1])  # the border pixel goes on outside
