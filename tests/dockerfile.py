@@ -74,7 +74,7 @@ def build(dockerfile: Path, context: Path, folder: Path) -> Image:
         elif name in _RECORDED:
             image.settings[name] = rest
         else:
-            raise NotImplementedError(name)
+            raise ValueError(f"unknown instruction: {name}")
     return image
 
 
