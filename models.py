@@ -30,7 +30,7 @@ DEFAULT_TASK_ID: TaskId = "easy_mnist"
 MAX_EPOCHS_PER_CALL = 20
 MAX_TOOL_CALLS = 50  # per episode; get_training_status and listing tools are free
 HISTORY_TAIL = 10
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**32 - 1  # torch generators use 32 bits: a wider seed would repeat a narrower one
 
 LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 WeightDecay = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
