@@ -7,7 +7,7 @@ their results come back in the order of the parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -34,8 +34,12 @@ class Team:
         if self._pool is None or len(parts) == 1:
             return [function(part) for part in parts]
         share = [parts[i :: self.threads] for i in range(self.threads)]
-        others = [self._pool.submit(_run_all, function, mine) for mine in share[1:]]
-        lists = [_run_all(function, share[0]), *(other.result() for other in others)]
+        others = [self._pool.submit(_run_all, function, theirs) for theirs in share[1:]]
+        try:
+            mine = _run_all(function, share[0])
+        finally:
+            wait(others)  # after a failure too: nobody computes on cores that were given back
+        lists = [mine, *(other.result() for other in others)]
         return [lists[i % self.threads][i // self.threads] for i in range(len(parts))]
 
     def ahead(self, function: Callable[[T], R], parts: Iterable[T]) -> Iterator[R]:

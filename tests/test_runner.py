@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -236,3 +237,19 @@ def test_whoever_runs_it_the_bits_are_the_engines(
     assert [*map(value, together)] == [*map(value, alone)] == [*map(value, expected)]
     graded = runner.test_accuracy(alone[0])
     assert graded == trainer.test_accuracy(expected[0])
+
+
+def test_a_failing_part_waits_for_the_others() -> None:
+    finished = threading.Event()
+
+    def part(number: int) -> None:
+        if number == 0:
+            raise ZeroDivisionError
+        time.sleep(0.2)  # still computing when the other part fails
+        finished.set()
+
+    team = Team(2)
+    with pytest.raises(ZeroDivisionError):
+        team.map(part, [0, 1])
+    assert finished.is_set()
+    team.close()
