@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo serve test check format bench lock docker clean
+.PHONY: help setup data demo serve test check format bench calibrate lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,9 @@ format: setup ## format and fix what can be fixed
 
 bench: data ## speed against the usual way of training; last line is JSON
 	@$(PY) benchmarks/bench.py $(ARGS)
+
+calibrate: data ## the runs behind the scales: ARGS='report', 'search TASK', 'confirm TASK'
+	@$(PY) benchmarks/calibrate.py $(ARGS)
 
 lock: setup ## resolve the lock files again; ARGS=--upgrade takes the newest
 	@scripts/lock.sh $(ARGS)

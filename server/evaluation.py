@@ -12,8 +12,6 @@ from torch import Tensor
 from ml_trainer_env.server.resident import Rows
 from ml_trainer_env.server.team import Team
 
-CHUNK = 50  # images: small enough for the activations to stay in the cache
-
 
 class Score(NamedTuple):
     """Mean cross-entropy in nats, and the share of images classified correctly."""
@@ -28,12 +26,14 @@ def score(logits: Tensor, labels: Tensor) -> Score:
     return Score(loss, (logits.argmax(1) == labels).double().mean().item())
 
 
-def evaluate(logits: Callable[[Tensor], Tensor], splits: Sequence[Rows], team: Team) -> list[Score]:
-    """One score for each split; `logits` maps (n, C, H, W) to (n, classes)."""
-    chunks = [images for split in splits for images in split.images.split(CHUNK)]
+def evaluate(
+    logits: Callable[[Tensor], Tensor], splits: Sequence[Rows], chunk: int, team: Team
+) -> list[Score]:
+    """One score for each split; `logits` maps (n, C, H, W) to (n, classes), `chunk` at a time."""
+    chunks = [images for split in splits for images in split.images.split(chunk)]
     results = iter(team.map(logits, chunks))
     scores: list[Score] = []
     for split in splits:
-        parts = [next(results) for _ in range(-(-len(split.labels) // CHUNK))]
+        parts = [next(results) for _ in range(-(-len(split.labels) // chunk))]
         scores.append(score(torch.cat(parts), split.labels))
     return scores

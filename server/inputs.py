@@ -71,16 +71,16 @@ class EpochInputs:
     @property
     def labels(self) -> Tensor:
         """(n,) in the order of their use."""
-        return self.source.labels[self.order]
+        return self.source.labels.index_select(0, self.order)
 
     def rows(self, first: int, last: int) -> InputRows:
         """The rows at these positions of the epoch."""
-        chosen = self.order[first:last]
-        images = self.source.images[chosen]
+        chosen = self.source.select(self.order[first:last])
+        images = chosen.images
         if self.maps is not None:
             images = augment(images, self.maps[first:last])
         masks = None
         if self.noise is not None:
             kept = self.noise[first:last] >= self.dropped
             masks = kept.float().mul_(256 / (256 - self.dropped))
-        return InputRows(images, self.source.labels[chosen], masks)
+        return InputRows(images, chosen.labels, masks)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLASSES = 10
+_IDENTITY = torch.eye(CLASSES)
 
 
 class Parameter(NamedTuple):
@@ -37,7 +38,7 @@ class Parameter(NamedTuple):
 class ShardResult(NamedTuple):
     """What one shard of a batch contributes."""
 
-    gradient: Tensor  # (P,) of the summed loss divided by the size of the whole batch
+    gradients: tuple[Tensor, ...]  # flat, one a parameter; of the summed loss / size of the batch
     logits: Tensor  # (n, classes), detached
 
 
@@ -54,6 +55,11 @@ class Network(Protocol):
 
     @property
     def dropout_units(self) -> int: ...
+
+    @property
+    def evaluation_chunk(self) -> int:
+        """Images of one forward pass of the evaluation: their activations should fit the cache."""
+        ...
 
     def replica(self, weights: Tensor, statistics: Tensor) -> Replica:
         """The network over these vectors, whose later contents it sees."""
@@ -98,18 +104,20 @@ def unflatten(parameters: Sequence[Parameter], flat: Tensor) -> list[Tensor]:
     return [v.permute(0, 3, 1, 2) if v.dim() == 4 else v for v in views]
 
 
-def _flatten(gradients: Sequence[Tensor]) -> Tensor:
-    """The inverse of `unflatten`."""
-    return torch.cat(
-        [(g.permute(0, 2, 3, 1) if g.dim() == 4 else g).reshape(-1) for g in gradients]
+def _flat(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each in memory order: the inverse of `unflatten`, without joining them to one vector.
+
+    A copy of all gradients would cost as much as the optimizer's step. fp32 in bf16, too.
+    """
+    return tuple(
+        (g.permute(0, 2, 3, 1) if g.dim() == 4 else g).reshape(-1).float() for g in gradients
     )
 
 
 def _loss_gradient(logits: Tensor, labels: Tensor, batch_size: int) -> Tensor:
     """Of the summed cross-entropy over `batch_size`: (softmax - one-hot) / batch_size."""
-    gradient = torch.softmax(logits, 1)
-    gradient[torch.arange(len(labels)), labels] -= 1
-    return gradient.div_(batch_size)
+    one_hot = _IDENTITY.index_select(0, labels)
+    return torch.softmax(logits, 1).sub_(one_hot).div_(batch_size)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -156,6 +164,10 @@ class Mlp:
         return self.hidden
 
     @property
+    def evaluation_chunk(self) -> int:
+        return 250
+
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         return (
             Parameter((self.hidden, self.inputs), math.sqrt(2 / self.inputs)),
@@ -186,15 +198,13 @@ class _MlpReplica:
         d_hidden = d_logits @ w2
         d_hidden = d_hidden if masks is None else d_hidden.mul_(masks)
         d_hidden = torch.ops.aten.threshold_backward(d_hidden, hidden, 0)
-        gradient = _flatten(
-            [
-                _linear(d_hidden.t(), x.t()),
-                d_hidden.sum(0),
-                d_logits.t() @ dropped,
-                d_logits.sum(0),
-            ]
+        gradients = (
+            _linear(d_hidden.t(), x.t()),
+            d_hidden.sum(0),
+            d_logits.t() @ dropped,
+            d_logits.sum(0),
         )
-        return ShardResult(gradient, logits)
+        return ShardResult(_flat(gradients), logits)
 
     def logits(self, images: Tensor) -> Tensor:
         w1, b1, w2, b2 = self._parameters
@@ -240,6 +250,10 @@ class ConvNet:
         return self.features + self.hidden
 
     @property
+    def evaluation_chunk(self) -> int:
+        return 50
+
+    @property
     def norm_widths(self) -> tuple[int, ...]:
         return (*(block.channels for block in self.blocks), self.hidden)
 
@@ -279,7 +293,7 @@ class _ConvReplica:
             logits = self._forward(images, masks, training=True)
         above = _loss_gradient(logits.detach(), labels, batch_size)
         gradients = torch.autograd.grad(logits, self._leaves, above)
-        return ShardResult(_flatten(gradients), logits.detach())
+        return ShardResult(_flat(gradients), logits.detach())
 
     def logits(self, images: Tensor) -> Tensor:
         return self._forward(images, None, training=False)

@@ -1,6 +1,6 @@
-"""One optimizer step on a slice of the flat parameter vector: PyTorch's fused functions, stateless.
+"""One optimizer step on parts of the flat parameter vector: PyTorch's fused functions, stateless.
 
-The slices of a vector can be updated in any order and by any thread: a step is elementwise.
+The parts of a vector can be updated in any order and by any thread: a step is elementwise.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ MOMENTS: dict[Optimizer, int] = {"sgd": 1, "adam": 2, "adamw": 2}  # vectors kep
 
 
 def update(
-    plan: EpochPlan, weights: Tensor, gradient: Tensor, moments: Sequence[Tensor], steps: int
+    plan: EpochPlan,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    moments: Sequence[list[Tensor]],  # of each moment, a tensor for each of the weights
+    steps: int,
 ) -> None:
     """Change `weights` and `moments` in place; `steps` were taken before with these moments."""
     if plan.optimizer == "sgd":
         sgd(
-            [weights],
-            [gradient],
-            [moments[0]],
+            weights,
+            gradients,
+            list(moments[0]),
             fused=True,
             lr=plan.learning_rate,
             weight_decay=plan.weight_decay,
@@ -41,12 +45,12 @@ def update(
         return
     function = adam if plan.optimizer == "adam" else adamw
     function(
-        [weights],
-        [gradient],
-        [moments[0]],
-        [moments[1]],
+        weights,
+        gradients,
+        moments[0],
+        moments[1],
         [],
-        [torch.tensor(float(steps))],
+        list(torch.full((len(weights),), float(steps)).unbind()),
         fused=True,
         amsgrad=False,
         lr=plan.learning_rate,

@@ -36,6 +36,8 @@ class InlineRunner:
     def __init__(self, threads: int = 2, cores: int | None = None) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1; got {threads}")
+        if cores is not None and cores < 1:
+            raise ValueError(f"cores must be at least 1; got {cores}")
         self._free = cores or _cores()
         self._threads = min(threads, self._free)
         self._changed = threading.Condition()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,9 +36,11 @@ from ml_trainer_env.server.team import SERIAL, Team
 
 Precision = Literal["fp32", "bf16"]
 
-ENGINE_VERSION = 1  # raise with every change that changes a bit
+ENGINE_VERSION = 2  # raise with every change that changes a bit
 ALIGNMENT = 16  # floats; slices of the parameter vector start on a 64-byte line
 STEPS_AHEAD = 8  # steps whose inputs one shard's networks prepare at a time
+# Variables by which oneDNN and MKL choose other kernels, and with them other bits.
+KERNEL_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
 EXPLODED = 10 * math.log(models_nn.CLASSES)  # nats: ten times the loss of guessing
 
@@ -90,9 +93,10 @@ def start(workload: Workload, seed: int, precision: Precision = "fp32") -> Train
     """An untrained network. Cheap: needs no data."""
     network = NETWORKS[workload.network]
     generator = torch.Generator().manual_seed(seed)
-    initial = Checkpoint(
-        models_nn.initial_weights(network, generator), models_nn.initial_statistics(network)
-    )
+    with _modes(precision):
+        initial = Checkpoint(
+            models_nn.initial_weights(network, generator), models_nn.initial_statistics(network)
+        )
     origin = f"{workload}|{seed}|{engine_fingerprint(precision)}"
     key = hashlib.sha256(origin.encode()).hexdigest()
     return TrainingState(key, workload, seed, precision, (), initial, initial, None, (), 0)
@@ -104,11 +108,12 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
     A diverged epoch (a loss that is not finite or above `EXPLODED`) is recorded without metrics,
     and leaves the run at its best checkpoint with fresh moments, ready to go on.
     """
-    data = resident(state.workload.dataset)
-    run = _Run.resume(state, plan)
-    train = run.train_epoch(data, plan, state.seed, state.epoch, team)
-    reached = Checkpoint(run.weights, run.mean_statistics())
-    val, clean = _evaluate(state, reached, (data.val, data.probe), team)
+    with _modes("fp32"):  # the parts of a step enter the modes of the run's precision
+        data = resident(state.workload.dataset)
+        run = _Run.resume(state, plan)
+        train = run.train_epoch(data, plan, state.seed, state.epoch, team)
+        reached = Checkpoint(run.weights, run.mean_statistics())
+        val, clean = _evaluate(state, reached, (data.val, data.probe), team)
     healthy = all(math.isfinite(x) and x <= EXPLODED for x in (train.loss, val.loss, clean.loss))
     record = EpochRecord(
         epoch=state.epoch + 1,
@@ -135,8 +140,9 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
 
 def test_accuracy(state: TrainingState, team: Team = SERIAL) -> float:
     """Hidden-test accuracy of the best checkpoint, for grading alone."""
-    test = resident(state.workload.dataset).test
-    return _evaluate(state, state.best_checkpoint, (test,), team)[0].accuracy
+    with _modes("fp32"):
+        test = resident(state.workload.dataset).test
+        return _evaluate(state, state.best_checkpoint, (test,), team)[0].accuracy
 
 
 def configure_process() -> None:
@@ -162,6 +168,7 @@ def engine_fingerprint(precision: Precision = "fp32") -> str:
         f"torch {torch.__version__}",
         torch.backends.cpu.get_cpu_capability(),
         _processor(),
+        *(f"{name}={os.environ[name]}" for name in KERNEL_SWITCHES if name in os.environ),
     )
     return " | ".join(parts)
 
@@ -188,11 +195,12 @@ def _modes(precision: Precision) -> Iterator[None]:
     One intra-op thread, because the bits depend on it; no autograd but where a network asks for it.
     """
     torch.set_num_threads(1)
+    inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
     bf16, ambient = precision == "bf16", torch.is_autocast_enabled("cpu")
     half = nullcontext()  # entering autocast, even disabled, costs 10 us a shard
     if bf16 or ambient:
         half = torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False)
-    with torch.no_grad(), half:
+    with inference, torch.no_grad(), half:
         yield
 
 
@@ -206,7 +214,7 @@ def _evaluate(
         with _modes(state.precision):
             return replica.logits(images)
 
-    return evaluation.evaluate(logits, splits, team)
+    return evaluation.evaluate(logits, splits, network.evaluation_chunk, team)
 
 
 @dataclass(slots=True)
@@ -220,6 +228,7 @@ class _Run:
     statistics: list[Tensor]  # one (Q,) for each shard
     replicas: list[Replica]  # one for each shard, over the same weights
     moments: tuple[Tensor, ...]  # each (P,)
+    parts: list[_Part]  # of weights and moments
     steps: int
 
     @classmethod
@@ -240,6 +249,9 @@ class _Run:
             statistics=statistics,
             replicas=[network.replica(weights, s) for s in statistics],
             moments=moments,
+            parts=_cut(
+                [p.size for p in network.parameters], weights, moments, state.workload.shards
+            ),
             steps=steps,
         )
 
@@ -256,7 +268,7 @@ class _Run:
         logits: list[Tensor] = []  # kept for the whole epoch; the gradients must not be
         for shards in self._steps(inputs, plan.batch_size, team):
             results = team.map(partial(self._differentiate, plan), shards)
-            self._step(plan, [r.gradient for r in results], team)
+            self._step(plan, [r.gradients for r in results], team)
             logits += [r.logits for r in results]
         seen = torch.cat(logits)
         return evaluation.score(seen, inputs.labels[: len(seen)])
@@ -292,20 +304,54 @@ class _Run:
             replica = self.replicas[shard.number]
             return replica.gradient(rows.images, rows.labels, rows.masks, plan.batch_size)
 
-    def _step(self, plan: EpochPlan, gradients: list[Tensor], team: Team) -> None:
-        """Add the shards' gradients in their order and step, slice by slice of the vector."""
-        size, count = len(self.weights), self.workload.shards
-        width = -(-size // (count * ALIGNMENT)) * ALIGNMENT
+    def _step(self, plan: EpochPlan, gradients: list[tuple[Tensor, ...]], team: Team) -> None:
+        """Add the shards' gradients in their order and step, part by part of the vector."""
 
-        def step(first: int) -> None:
-            cut = slice(first, min(first + width, size))
-            total = gradients[0][cut]
+        def step(part: _Part) -> None:
+            total = part.of(gradients[0])
             for other in gradients[1:]:
-                total.add_(other[cut])
-            update(plan, self.weights[cut], total, [m[cut] for m in self.moments], self.steps)
+                torch._foreach_add_(total, part.of(other))  # pyright: ignore[reportPrivateImportUsage]
+            update(plan, part.weights, total, part.moments, self.steps)
 
-        team.map(step, range(0, size, width))
+        team.map(step, self.parts)
         self.steps += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A contiguous part of the vector, parameter by parameter, with views of what a step changes.
+
+    How the vector is cut depends on the workload alone, never on the threads.
+    """
+
+    places: list[tuple[int, slice | None]]  # a parameter's number, and the slice if not all of it
+    weights: list[Tensor]
+    moments: list[list[Tensor]]
+
+    def of(self, gradients: tuple[Tensor, ...]) -> list[Tensor]:
+        return [gradients[n] if cut is None else gradients[n][cut] for n, cut in self.places]
+
+
+def _cut(
+    sizes: Sequence[int], weights: Tensor, moments: Sequence[Tensor], count: int
+) -> list[_Part]:
+    """The vector in `count` contiguous parts of about equal size."""
+    width = -(-len(weights) // (count * ALIGNMENT)) * ALIGNMENT
+    parts = [_Part([], [], [[] for _ in moments]) for _ in range(count)]
+    begin = 0
+    for number, size in enumerate(sizes):
+        first = begin
+        while first < begin + size:
+            part = parts[first // width]
+            last = min(begin + size, (first // width + 1) * width)
+            whole = last - first == size
+            part.places.append((number, None if whole else slice(first - begin, last - begin)))
+            part.weights.append(weights[first:last])
+            for views, moment in zip(part.moments, moments, strict=True):
+                views.append(moment[first:last])
+            first = last
+        begin += size
+    return parts
 
 
 class _Shard(NamedTuple):

@@ -31,7 +31,7 @@ from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.team import SERIAL, Team
 from ml_trainer_env.server.trainer import Checkpoint, TrainingState, Workload, advance
 
-TRAIN, HELD_OUT = 256, 100  # images of the slice: four chunks of evaluation in all
+TRAIN, HELD_OUT = 256, 100  # images of the slice: with convolutions, four chunks of evaluation
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 RATES: dict[Optimizer, float] = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 MATRIX: list[tuple[str, Optimizer]] = [
@@ -328,12 +328,29 @@ def test_the_modes_of_the_process_stay_as_they_were() -> None:
 
 @every_task
 @pytest.mark.parametrize(
-    "mode", [torch.enable_grad, torch.no_grad, partial(torch.autocast, "cpu", torch.bfloat16)]
+    "mode",
+    [
+        torch.enable_grad,
+        torch.no_grad,
+        torch.inference_mode,
+        partial(torch.autocast, "cpu", torch.bfloat16),
+    ],
 )
 def test_the_modes_of_the_caller_change_nothing(task_id: str, mode: Callable[[], Any]) -> None:
     expected = digest(trained(begin(task_id), [plan()]))
     with mode():
         assert digest(trained(begin(task_id), [plan()])) == expected
+
+
+def test_a_switch_of_the_kernels_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer.engine_fingerprint.cache_clear()
+    before = trainer.engine_fingerprint()
+    for name in trainer.KERNEL_SWITCHES:
+        trainer.engine_fingerprint.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "AVX2")
+            assert trainer.engine_fingerprint() != before, name
+    trainer.engine_fingerprint.cache_clear()
 
 
 @every_task

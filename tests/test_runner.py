@@ -192,6 +192,8 @@ def test_grading_takes_its_place_in_the_queue(
 def test_nobody_trains_on_no_thread(threads: int) -> None:
     with pytest.raises(ValueError, match="threads"):
         InlineRunner(threads)
+    with pytest.raises(ValueError, match="cores"):
+        InlineRunner(cores=threads)
 
 
 # --- On the real engine -------------------------------------------------------------------------

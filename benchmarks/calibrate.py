@@ -1,0 +1,260 @@
+"""Calibration: the search for reference recipes, and the runs that the frozen scales rest on.
+
+    make calibrate ARGS='search hard_cifar --trials 12'   # recipes drawn at random, one seed
+    make calibrate ARGS='confirm hard_cifar'              # naive and reference, five seeds
+    make calibrate ARGS='report'                          # grade what is recorded, train nothing
+
+Every run is one line of `docs/calibration/TASK.jsonl`: who asked for it, its recipe and seed, and
+what each epoch measured, so that a scale can be judged again without training. A run spends the
+whole budget on one configuration. The search is random over `SPACE`, each trial a function of its
+number, so that it can be repeated and continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from ml_trainer_env.agents.scripted import RECIPES
+from ml_trainer_env.models import (
+    MAX_EPOCHS_PER_CALL,
+    TASK_IDS,
+    EpochPlan,
+    EpochRecord,
+    TaskId,
+    TrainingConfig,
+)
+from ml_trainer_env.server import tasks
+from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint
+
+FOLDER = Path(__file__).parents[1] / "docs" / "calibration"
+SEEDS = range(5)
+NAIVE = TrainingConfig(optimizer="adam", learning_rate=0.001, batch_size=64)
+SEARCH_SEED = 0  # of the training in the search; the draws of a trial come from its number
+
+Stage = Literal["search", "naive", "reference"]
+
+
+class Job(NamedTuple):
+    """A run to be trained."""
+
+    task_id: TaskId
+    stage: Stage
+    seed: int
+    recipe: TrainingConfig
+
+
+class Run(BaseModel):
+    """One run of the whole budget. The lists have one entry an epoch, null where it diverged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: TaskId
+    network: str  # its parameters in words; a run of another network says nothing about this one
+    stage: Stage
+    seed: int
+    recipe: TrainingConfig
+    val_accuracy: list[float | None]
+    clean_train_accuracy: list[float | None]
+    clean_train_loss: list[float | None]
+    hidden_test_accuracy: float
+
+    @property
+    def history(self) -> list[EpochRecord]:
+        """As much of the epoch history as a grade reads."""
+        plan = EpochPlan(
+            optimizer=self.recipe.optimizer,
+            learning_rate=self.recipe.learning_rate,
+            batch_size=self.recipe.batch_size,
+            weight_decay=self.recipe.weight_decay,
+            dropout=self.recipe.dropout,
+            augmentation=0.0,
+        )
+        measured = zip(
+            self.val_accuracy, self.clean_train_accuracy, self.clean_train_loss, strict=True
+        )
+        return [
+            EpochRecord(
+                epoch=number,
+                plan=plan,
+                train_loss=loss,
+                train_accuracy=clean,
+                val_loss=loss,  # grades ask only whether there is one
+                val_accuracy=val,
+                clean_train_loss=loss,
+                clean_train_accuracy=clean,
+            )
+            for number, (val, clean, loss) in enumerate(measured, 1)
+        ]
+
+
+def drawn(trial: int) -> TrainingConfig:
+    """Recipe number `trial` of the search: what a practitioner would try, and around it."""
+    rng = np.random.default_rng(trial)
+
+    def uniform(low: float, high: float) -> float:
+        return round(float(rng.uniform(low, high)), 2)
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.2g}")
+
+    return TrainingConfig(
+        optimizer="adamw",
+        batch_size=(32, 64, 128)[int(rng.integers(3))],
+        learning_rate=log_uniform(0.001, 0.008),
+        weight_decay=log_uniform(0.02, 0.3),
+        dropout=uniform(0.1, 0.5),
+        lr_schedule="warmup_cosine",
+        warmup_epochs=int(rng.integers(0, 9)),
+        augmentation=True,
+        augmentation_strength=uniform(0.3, 1.0),
+    )
+
+
+def train(job: Job) -> Run:
+    """One run, by the calls that an agent would make, on one thread."""
+    from ml_trainer_env.server import trainer
+    from ml_trainer_env.server.episode import Episode
+    from ml_trainer_env.server.runner import InlineRunner
+
+    task_id, stage, seed, recipe = job
+    task = TASKS[task_id]
+    trainer.configure_process()
+    workload = trainer.Workload(task.network, task.dataset, task.shards, task.version)
+    runner = InlineRunner(threads=1)
+    episode = Episode(task, trainer.start(workload, seed), runner)
+    episode.configure_training(recipe.model_dump())
+    while (left := task.max_epochs - episode.now.epoch) > 0:
+        episode.run_epochs(min(left, MAX_EPOCHS_PER_CALL))
+        if episode.now.is_diverged:
+            episode.configure_training({})
+    history = episode.now.training.history
+    return Run(
+        task_id=task_id,
+        network=str(trainer.NETWORKS[task.network]),
+        stage=stage,
+        seed=seed,
+        recipe=recipe,
+        val_accuracy=[r.val_accuracy for r in history],
+        clean_train_accuracy=[r.clean_train_accuracy for r in history],
+        clean_train_loss=[r.clean_train_loss for r in history],
+        hidden_test_accuracy=runner.test_accuracy(episode.now.training),
+    )
+
+
+def recorded(task_id: TaskId) -> list[Run]:
+    """The runs on file."""
+    path = FOLDER / f"{task_id}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Run.model_validate_json(line, strict=False) for line in lines]
+
+
+def train_all(jobs: Sequence[Job], console: Console) -> None:
+    """Train side by side, one process a core, and record each run as it ends."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
+        for run in pool.imap_unordered(train, jobs):
+            with (FOLDER / f"{run.task_id}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(run.model_dump_json() + "\n")
+            console.print(summary(run), highlight=False)
+
+
+def summary(run: Run) -> str:
+    task = TASKS[run.task_id]
+    best = best_checkpoint(run.history)
+    if best is None or best.val_accuracy is None or best.gap is None:
+        return f"{run.stage} seed {run.seed}: every epoch diverged"
+    asked = ", ".join(f"{k} {v}" for k, v in run.recipe.model_dump(exclude_defaults=True).items())
+    return (
+        f"{run.stage} seed {run.seed}: val {best.val_accuracy:.4f} at {best.epoch}, gap "
+        f"{best.gap:.3f}, score {score(task, run):.3f} ({asked or 'defaults'})"
+    )
+
+
+def score(task: Task, run: Run) -> float:
+    return tasks.grade(task, run.history).score
+
+
+def mean_best(run: Run) -> float:
+    """The mean over the budget of the best val accuracy so far."""
+    best, curve = 0.0, list[float]()
+    for accuracy in run.val_accuracy:
+        best = max(best, accuracy or 0.0)
+        curve.append(best)
+    return statistics.fmean(curve)
+
+
+def report(task_ids: Iterable[TaskId], console: Console) -> dict[str, Any]:
+    """Show each task's runs under the scales in force; what a test and the docs rest on."""
+    results: dict[str, Any] = {}
+    for task_id in task_ids:
+        task, runs = TASKS[task_id], recorded(task_id)
+        table = Table(title=f"{task_id}: scale {task.scale.low:g} to {task.scale.high:g}")
+        headings = ("run", "n", "val", "gap", "mean best", "utility", "score", "hidden test")
+        for heading in headings:
+            table.add_column(heading)
+        for stage in ("naive", "reference", "search"):
+            chosen = [run for run in runs if run.stage == stage]
+            if not chosen:
+                continue
+            results[f"{task_id} {stage}"] = [round(score(task, run), 4) for run in chosen]
+            best = [record for run in chosen if (record := best_checkpoint(run.history))]
+            columns = (
+                [record.val_accuracy or 0.0 for record in best],
+                [record.gap or 0.0 for record in best],
+                [mean_best(run) for run in chosen],
+                [tasks.utility(task, run.history) for run in chosen],
+                [score(task, run) for run in chosen],
+                [run.hidden_test_accuracy for run in chosen],
+            )
+            table.add_row(stage, str(len(chosen)), *map(_spread, columns))
+        console.print(table)
+    return results
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else mean
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="make calibrate", description="Calibrate the scales.")
+    parser.add_argument("command", choices=("search", "confirm", "report"))
+    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(TASK_IDS)}; default: all")
+    parser.add_argument("--trials", type=int, default=12, help="of the search")
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    options = parser.parse_args(argv)
+    task_ids: list[TaskId] = [
+        task_id for task_id in TASK_IDS if task_id in (options.tasks or TASK_IDS)
+    ]
+    if unknown := set(options.tasks) - set(TASK_IDS):
+        parser.error(f"tasks: unknown {', '.join(sorted(unknown))}; of {', '.join(TASK_IDS)}")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    jobs: list[Job] = []
+    for task_id in task_ids:
+        if options.command == "search":
+            trials = range(options.first, options.first + options.trials)
+            jobs += [Job(task_id, "search", SEARCH_SEED, drawn(trial)) for trial in trials]
+        elif options.command == "confirm":
+            jobs += [Job(task_id, "reference", seed, RECIPES[task_id]) for seed in SEEDS]
+            jobs += [Job(task_id, "naive", seed, NAIVE) for seed in SEEDS]
+    train_all(jobs, console)
+    print(json.dumps(report(task_ids, console)))
+
+
+if __name__ == "__main__":
+    main()
