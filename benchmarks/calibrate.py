@@ -6,7 +6,7 @@
 
 Every run is one line of `docs/calibration/TASK.jsonl`: who asked for it, its recipe and seed, and
 what each epoch measured, so that a scale can be judged again without training. A run spends the
-whole budget on one configuration. The search is random over `SPACE`, each trial a function of its
+whole budget on one configuration. The search is random over `SPACES`, each trial a function of its
 number, so that it can be repeated and continued.
 """
 
@@ -20,6 +20,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +33,7 @@ from ml_trainer_env.agents.scripted import RECIPES
 from ml_trainer_env.models import (
     MAX_EPOCHS_PER_CALL,
     TASK_IDS,
+    BatchSize,
     EpochPlan,
     EpochRecord,
     TaskId,
@@ -101,27 +103,43 @@ class Run(BaseModel):
         ]
 
 
-def drawn(trial: int) -> TrainingConfig:
-    """Recipe number `trial` of the search: what a practitioner would try, and around it."""
-    rng = np.random.default_rng(trial)
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What the search of a task draws from: adamw with `warmup_cosine`, and these ranges."""
 
-    def uniform(low: float, high: float) -> float:
-        return round(float(rng.uniform(low, high)), 2)
+    batch_sizes: tuple[BatchSize, ...]
+    learning_rate: tuple[float, float]  # log-uniform
+    weight_decay: tuple[float, float]  # log-uniform
+    dropout: tuple[float, float]
+    strength: tuple[float, float]  # of augmentation
+    warmup: tuple[int, int] = (0, 8)  # epochs
 
-    def log_uniform(low: float, high: float) -> float:
-        return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.2g}")
+    def draw(self, trial: int) -> TrainingConfig:
+        """Recipe number `trial` of the search."""
+        rng = np.random.default_rng(trial)
 
-    return TrainingConfig(
-        optimizer="adamw",
-        batch_size=(32, 64, 128)[int(rng.integers(3))],
-        learning_rate=log_uniform(0.001, 0.008),
-        weight_decay=log_uniform(0.02, 0.3),
-        dropout=uniform(0.1, 0.5),
-        lr_schedule="warmup_cosine",
-        warmup_epochs=int(rng.integers(0, 9)),
-        augmentation=True,
-        augmentation_strength=uniform(0.3, 1.0),
-    )
+        def log_uniform(bounds: tuple[float, float]) -> float:
+            low, high = map(math.log, bounds)
+            return float(f"{math.exp(rng.uniform(low, high)):.2g}")
+
+        return TrainingConfig(
+            optimizer="adamw",
+            batch_size=self.batch_sizes[int(rng.integers(len(self.batch_sizes)))],
+            learning_rate=log_uniform(self.learning_rate),
+            weight_decay=log_uniform(self.weight_decay),
+            dropout=round(float(rng.uniform(*self.dropout)), 2),
+            lr_schedule="warmup_cosine",
+            warmup_epochs=int(rng.integers(*self.warmup, endpoint=True)),
+            augmentation=True,
+            augmentation_strength=round(float(rng.uniform(*self.strength)), 2),
+        )
+
+
+SPACES: dict[TaskId, Space] = {  # around what a first look at each network had shown
+    "easy_mnist": Space((32, 64, 128), (0.001, 0.006), (0.01, 0.2), (0.1, 0.4), (0.2, 0.8)),
+    "medium_fashion": Space((32, 64, 128), (0.001, 0.006), (0.02, 0.2), (0.2, 0.5), (0.2, 0.6)),
+    "hard_cifar": Space((64, 128), (0.0015, 0.006), (0.05, 0.3), (0.2, 0.45), (0.5, 1.0)),
+}
 
 
 def train(job: Job) -> Run:
@@ -235,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="make calibrate", description="Calibrate the scales.")
     parser.add_argument("command", choices=("search", "confirm", "report"))
     parser.add_argument("tasks", nargs="*", help=f"of {', '.join(TASK_IDS)}; default: all")
-    parser.add_argument("--trials", type=int, default=12, help="of the search")
+    parser.add_argument("--trials", type=int, default=10, help="of the search")
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     options = parser.parse_args(argv)
     task_ids: list[TaskId] = [
@@ -248,7 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task_id in task_ids:
         if options.command == "search":
             trials = range(options.first, options.first + options.trials)
-            jobs += [Job(task_id, "search", SEARCH_SEED, drawn(trial)) for trial in trials]
+            jobs += [
+                Job(task_id, "search", SEARCH_SEED, SPACES[task_id].draw(trial)) for trial in trials
+            ]
         elif options.command == "confirm":
             jobs += [Job(task_id, "reference", seed, RECIPES[task_id]) for seed in SEEDS]
             jobs += [Job(task_id, "naive", seed, NAIVE) for seed in SEEDS]

@@ -28,13 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ml_trainer_env.server import datasets, models_nn
-from ml_trainer_env.server.augment import (
-    FLIP_PROBABILITY,
-    FLIPPABLE,
-    MAX_ROTATION,
-    MAX_SHIFT,
-    MAX_ZOOM,
-)
+from ml_trainer_env.server.augment import FLIP_PROBABILITY, RANGES
 from ml_trainer_env.server.models_nn import CLASSES, NETWORKS, ConvNet, Mlp, Network
 from ml_trainer_env.server.tasks import TASKS, Task
 
@@ -125,16 +119,16 @@ class AugmentedImages(Images):
         self, split: datasets.Split, mean: Tensor, std: Tensor, dataset: str, strength: float
     ) -> None:
         super().__init__(split, mean, std)
-        self._flippable = FLIPPABLE[dataset]
+        self._most = RANGES[dataset]
         self._strength = strength
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = super().__getitem__(index)
-        strength = self._strength
-        angle = random.uniform(-strength, strength) * MAX_ROTATION
-        zoom = 1 + random.uniform(-strength, strength) * MAX_ZOOM
-        dx, dy = (2 * MAX_SHIFT * random.uniform(-strength, strength) for _ in range(2))
-        flip = label in self._flippable and random.random() < FLIP_PROBABILITY * strength
+        strength, most = self._strength, self._most
+        angle = random.uniform(-strength, strength) * math.radians(most.rotation)
+        zoom = 1 + random.uniform(-strength, strength) * most.zoom
+        dx, dy = (2 * most.shift * random.uniform(-strength, strength) for _ in range(2))
+        flip = label in most.flippable and random.random() < FLIP_PROBABILITY * strength
         mirror = -1.0 if flip else 1.0
         cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
         affine = torch.tensor([[[mirror * cos, -sin, dx], [mirror * sin, cos, dy]]])

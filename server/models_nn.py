@@ -335,13 +335,13 @@ NETWORKS: dict[str, Network] = {
     "fashion_cnn": ConvNet(
         channels=1,
         side=28,
-        blocks=(Block(16, kernel=4, stride=2), Block(32, pool=2), Block(64, pool=2)),
-        hidden=304,
+        blocks=(Block(32, kernel=5, stride=2, pool=2), Block(64, pool=2)),
+        hidden=320,
     ),
     "cifar_cnn": ConvNet(
         channels=3,
         side=32,
-        blocks=(Block(16, stride=2), Block(32, pool=2), Block(64, pool=2), Block(128)),
-        hidden=160,
+        blocks=(Block(32, kernel=5, stride=2, pool=2), Block(64, pool=2), Block(128)),
+        hidden=168,
     ),
 }

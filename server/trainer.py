@@ -276,8 +276,8 @@ class _Run:
     def _steps(self, inputs: EpochInputs, batch: int, team: Team) -> Iterator[list[_Shard]]:
         """The shards of each step, with what makes their inputs.
 
-        With several shards, their own threads make them. A single one leaves the other threads
-        idle, so they make the inputs of the next steps ahead.
+        Each shard's own thread makes them, but for the augmented images of a single shard: it
+        leaves the other threads idle, so they make those of the next steps ahead.
         """
         used = len(inputs) // batch * batch
         count = self.workload.shards
@@ -286,7 +286,7 @@ class _Run:
             with _modes("fp32"):  # in bf16 an augmented image would be off by a share of a pixel
                 return inputs.rows(*bounds)
 
-        if count > 1:
+        if count > 1 or inputs.maps is None:
             part = batch // count
             for first in range(0, used, batch):
                 bounds = [(first + k * part, first + (k + 1) * part) for k in range(count)]
