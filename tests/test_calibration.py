@@ -1,0 +1,74 @@
+"""The frozen scales, held against the recorded runs that they rest on; nothing is trained here."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from ml_trainer_env.agents.scripted import RECIPES
+from ml_trainer_env.benchmarks.calibrate import NAIVE, SEEDS, SPACES, Run, Stage, recorded, score
+from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.server.models_nn import NETWORKS
+from ml_trainer_env.server.tasks import TASKS
+
+# What the naive run of a common language model should earn.
+NAIVE_RANGE: dict[TaskId, tuple[float, float]] = {
+    "easy_mnist": (0.3, 0.9),
+    "medium_fashion": (0.4, 0.7),
+    "hard_cifar": (0.2, 0.5),
+}
+REFERENCE = 0.95
+
+every_task = pytest.mark.parametrize("task_id", TASK_IDS)
+
+
+def runs(task_id: TaskId, stage: Stage) -> list[Run]:
+    return [run for run in recorded(task_id) if run.stage == stage]
+
+
+def scores(task_id: TaskId, stage: Stage) -> list[float]:
+    return [score(TASKS[task_id], run) for run in runs(task_id, stage)]
+
+
+@every_task
+def test_the_runs_are_of_this_network_and_this_budget(task_id: TaskId) -> None:
+    task = TASKS[task_id]
+    for run in recorded(task_id):
+        assert run.network == str(NETWORKS[task.network])
+        assert len(run.val_accuracy) == task.max_epochs
+
+
+@every_task
+def test_five_seeds_of_the_reference_and_of_the_naive_run(task_id: TaskId) -> None:
+    for stage, recipe in (("reference", RECIPES[task_id]), ("naive", NAIVE)):
+        found = runs(task_id, stage)
+        assert sorted(run.seed for run in found) == list(SEEDS)
+        assert all(run.recipe == recipe for run in found)
+
+
+@every_task
+def test_the_reference_recipe_is_worth_the_top_of_the_scale(task_id: TaskId) -> None:
+    assert statistics.fmean(scores(task_id, "reference")) >= REFERENCE
+
+
+@every_task
+def test_the_naive_run_is_worth_what_common_models_should_earn(task_id: TaskId) -> None:
+    low, high = NAIVE_RANGE[task_id]
+    assert low <= statistics.fmean(scores(task_id, "naive")) <= high
+    assert max(scores(task_id, "naive")) < min(scores(task_id, "reference"))
+
+
+@every_task
+def test_the_reference_is_the_best_that_the_search_found(task_id: TaskId) -> None:
+    found = [(score(TASKS[task_id], run), run.recipe) for run in runs(task_id, "search")]
+    best = max(value for value, _ in found)
+    assert (best, RECIPES[task_id]) in found
+
+
+@every_task
+def test_a_trial_of_the_search_can_be_drawn_again(task_id: TaskId) -> None:
+    found = [run.recipe for run in runs(task_id, "search")]
+    assert sorted(map(str, found)) == sorted(
+        str(SPACES[task_id].draw(trial)) for trial in range(len(found))
+    )
