@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ml_trainer_env.server import datasets, models_nn
-from ml_trainer_env.server.augment import FLIP_PROBABILITY, RANGES
+from ml_trainer_env.server.augment import draw_maps
 from ml_trainer_env.server.models_nn import CLASSES, NETWORKS, ConvNet, Mlp, Network
 from ml_trainer_env.server.tasks import TASKS, Task
 
@@ -119,19 +119,14 @@ class AugmentedImages(Images):
         self, split: datasets.Split, mean: Tensor, std: Tensor, dataset: str, strength: float
     ) -> None:
         super().__init__(split, mean, std)
-        self._most = RANGES[dataset]
-        self._strength = strength
+        self._rng = np.random.default_rng(0)
+        self._dataset, self._strength = dataset, strength
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = super().__getitem__(index)
-        strength, most = self._strength, self._most
-        angle = random.uniform(-strength, strength) * math.radians(most.rotation)
-        zoom = 1 + random.uniform(-strength, strength) * most.zoom
-        dx, dy = (2 * most.shift * random.uniform(-strength, strength) for _ in range(2))
-        flip = label in most.flippable and random.random() < FLIP_PROBABILITY * strength
-        mirror = -1.0 if flip else 1.0
-        cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
-        affine = torch.tensor([[[mirror * cos, -sin, dx], [mirror * sin, cos, dy]]])
+        one = np.array([label])
+        (matrix,) = draw_maps(self._rng, one, self._dataset, image.shape[-1], self._strength)
+        affine = matrix.view(1, 2, 3)
         grid = F.affine_grid(affine, [1, *image.shape], align_corners=False)
         moved = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)
         return moved[0], label

@@ -62,7 +62,8 @@ class EpochInputs:
         maps = None
         if plan.augmentation:
             labels = data.train_labels[order]
-            maps = draw_maps(augmenting, labels, dataset, plan.augmentation)
+            side = data.train.images.shape[-1]
+            maps = draw_maps(augmenting, labels, dataset, side, plan.augmentation)
         return cls(data.train, torch.from_numpy(order), maps, noise, dropped)
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ml_trainer_env.server.augment import RANGES, augment, draw_maps
 
+SIDE = 32
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 LABELS = np.arange(20_000) % 10
 
@@ -31,7 +32,7 @@ def under(images: Tensor, *matrix: float) -> Tensor:
 
 
 def drawn(dataset: str = "cifar10", strength: float = 1.0) -> Tensor:
-    return draw_maps(np.random.default_rng(7), LABELS, dataset, strength)
+    return draw_maps(np.random.default_rng(7), LABELS, dataset, SIDE, strength)
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -110,11 +111,17 @@ def test_digits_that_are_no_digits_in_the_mirror_are_never_flipped() -> None:
     assert set(RANGES["mnist"].flippable) == {0, 1, 8}
 
 
+def resampled(maps: Tensor) -> Tensor:
+    """Which maps rotate or zoom: (n,) of bool."""
+    return (maps[:, 1] != 0) | (maps[:, 4] != 1)
+
+
 @every_dataset
 @every_strength
 def test_shift_rotation_and_zoom_fill_their_bounds(dataset: str, strength: float) -> None:
-    a, b, dx, c, d, dy = drawn(dataset, strength).double().T
-    mirror, most = torch.sign(a * d - b * c), RANGES[dataset]
+    maps, most = drawn(dataset, strength), RANGES[dataset]
+    a, b, dx, c, d, dy = maps[resampled(maps)].double().T
+    mirror = torch.sign(a * d - b * c)
     pairs = [
         (dx, 2 * most.shift),
         (dy, 2 * most.shift),
@@ -130,6 +137,31 @@ def test_shift_rotation_and_zoom_fill_their_bounds(dataset: str, strength: float
         assert abs(values.mean()) < 5 * limit / math.sqrt(3 * len(values))
     torch.testing.assert_close(mirror * a, d)  # a similarity: nothing is sheared
     torch.testing.assert_close(mirror * c, -b)
+
+
+@every_dataset
+@every_strength
+def test_the_share_that_is_resampled(dataset: str, strength: float) -> None:
+    share = resampled(drawn(dataset, strength)).double().mean()
+    assert share == pytest.approx(RANGES[dataset].resampled, abs=0.02)
+
+
+def test_the_others_are_moved_by_whole_pixels_and_keep_every_value() -> None:
+    maps = drawn("cifar10")
+    maps = maps[~resampled(maps)][:500]
+    pixels = maps[:, [2, 5]] * SIDE / 2
+    assert torch.equal(pixels, pixels.round())
+    assert set(pixels.unique().tolist()) == set(range(-4, 5))  # an eighth of the side
+    images = pictures(len(maps), 3, SIDE, SIDE)
+    for before, after, flipped, (dx, dy) in zip(
+        images, augment(images, maps), maps[:, 0] < 0, pixels.int(), strict=True
+    ):
+        columns = (torch.arange(SIDE).flip(0) if flipped else torch.arange(SIDE)) + dx
+        rows = torch.arange(SIDE) + dy
+        copied = before[:, rows.clamp(0, SIDE - 1)][..., columns.clamp(0, SIDE - 1)]
+        torch.testing.assert_close(
+            after, copied, rtol=0, atol=1e-4
+        )  # neighbours are 0.3 apart, on average
 
 
 def test_the_strength_scales_what_is_drawn() -> None:

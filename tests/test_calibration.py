@@ -7,7 +7,18 @@ import statistics
 import pytest
 
 from ml_trainer_env.agents.scripted import RECIPES
-from ml_trainer_env.benchmarks.calibrate import NAIVE, SEEDS, SPACES, Run, Stage, recorded, score
+from ml_trainer_env.benchmarks.calibrate import (
+    FINAL_SEEDS,
+    NAIVE,
+    SEARCH_SEED,
+    SEEDS,
+    SPACES,
+    Run,
+    Stage,
+    recorded,
+    score,
+    winner,
+)
 from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server.models_nn import NETWORKS
 from ml_trainer_env.server.tasks import TASKS
@@ -60,10 +71,24 @@ def test_the_naive_run_is_worth_what_common_models_should_earn(task_id: TaskId) 
 
 
 @every_task
-def test_the_reference_is_the_best_that_the_search_found(task_id: TaskId) -> None:
-    found = [(score(TASKS[task_id], run), run.recipe) for run in runs(task_id, "search")]
-    best = max(value for value, _ in found)
-    assert (best, RECIPES[task_id]) in found
+def test_the_best_of_the_search_met_in_the_finals_on_other_seeds(task_id: TaskId) -> None:
+    best = sorted(scores(task_id, "search"), reverse=True)
+    finals = runs(task_id, "final")
+    assert {run.seed for run in finals} == set(FINAL_SEEDS)
+    assert not set(FINAL_SEEDS) & {*SEEDS, SEARCH_SEED}
+    recipes = {str(run.recipe) for run in finals}
+    assert len(finals) == len(recipes) * len(FINAL_SEEDS)
+    entered = [
+        s
+        for s, run in zip(scores(task_id, "search"), runs(task_id, "search"), strict=True)
+        if str(run.recipe) in recipes
+    ]
+    assert sorted(entered, reverse=True) == best[: len(recipes)]
+
+
+@every_task
+def test_the_reference_is_the_winner_of_the_finals(task_id: TaskId) -> None:
+    assert winner(task_id) == RECIPES[task_id]
 
 
 @every_task
