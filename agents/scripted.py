@@ -29,13 +29,14 @@ class Agent(Protocol):
 RECIPES: dict[TaskId, TrainingConfig] = {
     "easy_mnist": TrainingConfig(
         optimizer="adamw",
-        learning_rate=0.0018,
-        weight_decay=0.03,
-        dropout=0.21,
+        learning_rate=0.0025,
+        batch_size=128,
+        weight_decay=0.19,
+        dropout=0.12,
         lr_schedule="warmup_cosine",
-        warmup_epochs=4,
+        warmup_epochs=8,
         augmentation=True,
-        augmentation_strength=0.79,
+        augmentation_strength=0.56,
     ),
     "medium_fashion": TrainingConfig(
         optimizer="adamw",
