@@ -50,14 +50,13 @@ RECIPES: dict[TaskId, TrainingConfig] = {
     ),
     "hard_cifar": TrainingConfig(
         optimizer="adamw",
-        learning_rate=0.0022,
-        batch_size=64,
-        weight_decay=0.15,
-        dropout=0.39,
+        learning_rate=0.0029,
+        weight_decay=0.083,
+        dropout=0.27,
         lr_schedule="warmup_cosine",
-        warmup_epochs=7,
+        warmup_epochs=4,
         augmentation=True,
-        augmentation_strength=0.86,
+        augmentation_strength=0.99,
     ),
 }
 

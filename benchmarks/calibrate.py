@@ -190,7 +190,7 @@ def train_all(jobs: Sequence[Job], console: Console) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     done = {
         Job(run.task_id, run.stage, run.seed, run.recipe)
-        for task_id in {job.task_id for job in jobs}
+        for task_id in TASK_IDS
         for run in recorded(task_id)
     }
     jobs = [job for job in jobs if job not in done]

@@ -19,7 +19,7 @@ from ml_trainer_env.benchmarks.calibrate import (
     score,
     winner,
 )
-from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.models import TASK_IDS, TaskId, TrainingConfig
 from ml_trainer_env.server.models_nn import NETWORKS
 from ml_trainer_env.server.tasks import TASKS
 
@@ -52,7 +52,8 @@ def test_the_runs_are_of_this_network_and_this_budget(task_id: TaskId) -> None:
 
 @every_task
 def test_five_seeds_of_the_reference_and_of_the_naive_run(task_id: TaskId) -> None:
-    for stage, recipe in (("reference", RECIPES[task_id]), ("naive", NAIVE)):
+    recipes: dict[Stage, TrainingConfig] = {"reference": RECIPES[task_id], "naive": NAIVE}
+    for stage, recipe in recipes.items():
         found = runs(task_id, stage)
         assert sorted(run.seed for run in found) == list(SEEDS)
         assert all(run.recipe == recipe for run in found)
