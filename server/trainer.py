@@ -125,7 +125,7 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
         clean_train_loss=clean.loss if healthy else None,
         clean_train_accuracy=clean.accuracy if healthy else None,
     )
-    after = replace(state, key=_next_key(state.key, plan), history=(*state.history, record))
+    after = replace(state, key=next_key(state.key, plan), history=(*state.history, record))
     if not healthy:
         return replace(after, current=state.best_checkpoint, optimizer=None, moments=(), steps=0)
     return replace(
@@ -136,6 +136,11 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
         moments=run.moments,
         steps=run.steps,
     )
+
+
+def next_key(key: str, plan: EpochPlan) -> str:
+    """The key of what `advance` makes of the state with this key: known before it is trained."""
+    return hashlib.sha256(f"{key}|{plan.model_dump_json()}".encode()).hexdigest()
 
 
 def test_accuracy(state: TrainingState, team: Team = SERIAL) -> float:
@@ -182,10 +187,6 @@ def _processor() -> str:
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     named = {key.strip(): value.strip() for key, value in fields.items()}
     return " ".join(named.get(k, "?") for k in ("model name", "cpu family", "model", "cache size"))
-
-
-def _next_key(key: str, plan: EpochPlan) -> str:
-    return hashlib.sha256(f"{key}|{plan.model_dump_json()}".encode()).hexdigest()
 
 
 @contextmanager

@@ -1,0 +1,25 @@
+"""Who asks a runner for epochs. Knows no engine, so that episodes need no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PATIENCE = 0.05  # seconds between two looks at whether an asker who waits is still there
+
+
+class CalledOff(Exception):
+    """The asker went away before the epoch was begun or finished; nothing has happened to it."""
+
+
+def never() -> bool:
+    """The `stop` of whoever lets training run."""
+    return False
+
+
+@dataclass(slots=True)
+class Asker:
+    """One request for epochs: `gone()` says that nobody wants them any more."""
+
+    gone: Callable[[], bool] = never
+    shared: int = 0  # epochs that were taken from another training instead of computed
