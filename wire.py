@@ -80,4 +80,7 @@ class EpisodeState(State):
     max_epochs: Annotated[int, Field(ge=0)] = 0
     remaining_budget: Annotated[int, Field(ge=0, description="epochs")] = 0
     tool_calls_left: Annotated[int, Field(ge=0, description="counted calls left")] = 0
+    epochs_shared: Annotated[
+        int, Field(ge=0, description="spent epochs whose result another session had trained")
+    ] = 0
     done: bool = False

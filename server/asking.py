@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PATIENCE = 0.05  # seconds between two looks at whether an asker who waits is still there
+PATIENCE = 0.1  # seconds between two looks at whether an asker who waits is still there
 
 
 class CalledOff(Exception):

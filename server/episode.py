@@ -30,6 +30,7 @@ from ml_trainer_env.models import (
     TrainingStatus,
 )
 from ml_trainer_env.server import rewards, tasks
+from ml_trainer_env.server.asking import Asker, CalledOff, never
 from ml_trainer_env.server.schedules import RunningSchedule, after_change
 from ml_trainer_env.server.signals import convergence_signal
 from ml_trainer_env.server.tasks import Task
@@ -38,11 +39,6 @@ from ml_trainer_env.server.validation import ActionError
 if TYPE_CHECKING:  # importing them for real would load torch
     from ml_trainer_env.server.runner import Runner
     from ml_trainer_env.server.trainer import TrainingState
-
-
-def never() -> bool:
-    """The `stop` of whoever lets training run."""
-    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +50,7 @@ class Situation:
     schedule: RunningSchedule | None = None  # set together with config
     is_diverged: bool = False  # the last epoch diverged, and nothing was changed since
     calls: int = 0  # counted actions
+    epochs_shared: int = 0  # of training's epochs, those taken from another session's
     grade: Grade | None = None  # set at the end
 
     @property
@@ -202,11 +199,21 @@ class Episode:
 
     def _train(self, now: Situation, epochs: int, stop: Callable[[], bool]) -> Situation:
         """`now` after at most `epochs` epochs: fewer when stopped, abandoned or diverged."""
+        asker = Asker(lambda: stop() or self._abandoned.is_set())
+        shared_before = now.epochs_shared
         for _ in range(epochs):
-            if stop() or self._abandoned.is_set():
+            if asker.gone():
                 break
-            training = self._runner.advance(now.training, _plan(now))
-            now = replace(now, training=training, is_diverged=training.history[-1].diverged)
+            try:
+                training = self._runner.advance(now.training, _plan(now), asker)
+            except CalledOff:
+                break
+            now = replace(
+                now,
+                training=training,
+                is_diverged=training.history[-1].diverged,
+                epochs_shared=shared_before + asker.shared,
+            )
             self._now = now  # for get_training_status; taken back if the action fails
             if now.is_diverged:
                 break

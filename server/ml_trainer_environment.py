@@ -39,8 +39,9 @@ from ml_trainer_env.models import (
     TrainingStatus,
 )
 from ml_trainer_env.server import settings, tools
+from ml_trainer_env.server.asking import never
 from ml_trainer_env.server.connections import current_connection
-from ml_trainer_env.server.episode import Episode, never
+from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
@@ -224,6 +225,7 @@ class MLTrainerEnvironment(MCPEnvironment):
             max_epochs=task.max_epochs,
             remaining_budget=task.max_epochs - now.epoch,
             tool_calls_left=MAX_TOOL_CALLS - now.calls,
+            epochs_shared=now.epochs_shared,
             done=now.grade is not None,
         )
 
@@ -363,8 +365,10 @@ def _begin(task: Task, seed: int) -> TrainingState:
 @cache
 def _shared_runner() -> Runner:
     from ml_trainer_env.server.runner import InlineRunner
+    from ml_trainer_env.server.sharing import shared
 
-    return InlineRunner(threads=settings.current().threads)
+    chosen = settings.current()
+    return shared(InlineRunner(chosen.threads), chosen)
 
 
 @cache

@@ -6,23 +6,28 @@ served in the order of asking, so a short request never waits for a long one to 
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
+from ml_trainer_env.server.asking import Asker
+from ml_trainer_env.server.cores import Cores
 from ml_trainer_env.server.team import SERIAL, Team
 from ml_trainer_env.server.trainer import TrainingState
 
 
 class Runner(Protocol):
-    """Runs the engine's functions; blocks the calling thread until the result is there."""
+    """Runs the engine's functions; blocks the calling thread until the result is there.
 
-    def advance(self, state: TrainingState, plan: EpochPlan) -> TrainingState: ...
+    With an `asker`, `advance` raises `CalledOff` when the asker is gone before the epoch was begun.
+    """
+
+    def advance(
+        self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
+    ) -> TrainingState: ...
 
     def test_accuracy(self, state: TrainingState) -> float: ...
 
@@ -34,50 +39,31 @@ class InlineRunner:
     """
 
     def __init__(self, threads: int = 2, cores: int | None = None) -> None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1; got {threads}")
-        if cores is not None and cores < 1:
-            raise ValueError(f"cores must be at least 1; got {cores}")
-        self._free = cores or _cores()
-        self._threads = min(threads, self._free)
-        self._changed = threading.Condition()
-        self._queue: deque[object] = deque()
-        self._idle: list[Team] = []  # of self._threads threads each
+        self._cores = Cores(threads, cores)
+        self._idle: list[Team] = []  # of self._cores.threads threads each
+        self._lock = threading.Lock()
 
-    def advance(self, state: TrainingState, plan: EpochPlan) -> TrainingState:
-        with self._lent_cores() as team:
+    def advance(
+        self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
+    ) -> TrainingState:
+        with self._lent_cores(asker or Asker()) as team:
             return trainer.advance(state, plan, team)
 
     def test_accuracy(self, state: TrainingState) -> float:
-        with self._lent_cores() as team:
+        with self._lent_cores(Asker()) as team:
             return trainer.test_accuracy(state, team)
 
     @contextmanager
-    def _lent_cores(self) -> Iterator[Team]:
-        place = object()
-        with self._changed:
-            self._queue.append(place)
-            self._changed.wait_for(lambda: self._queue[0] is place and self._free > 0)
-            self._queue.popleft()
-            alone = not self._queue and self._free >= self._threads > 1
-            team = self._idle_team() if alone else SERIAL
-            self._free -= team.threads
-            self._changed.notify_all()
-        try:
-            yield team
-        finally:
-            with self._changed:
-                self._free += team.threads
+    def _lent_cores(self, asker: Asker) -> Iterator[Team]:
+        with self._cores.lend(asker.gone) as threads:
+            team = self._idle_team(threads) if threads > 1 else SERIAL
+            try:
+                yield team
+            finally:
                 if team is not SERIAL:
-                    self._idle.append(team)
-                self._changed.notify_all()
+                    with self._lock:
+                        self._idle.append(team)
 
-    def _idle_team(self) -> Team:
-        return self._idle.pop() if self._idle else Team(self._threads)
-
-
-def _cores() -> int:
-    """Cores that this process may use; not all systems can say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    def _idle_team(self, threads: int) -> Team:
+        with self._lock:
+            return self._idle.pop() if self._idle else Team(threads)

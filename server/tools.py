@@ -21,7 +21,8 @@ from ml_trainer_env.models import (
     TrainingConfig,
     TrainingStatus,
 )
-from ml_trainer_env.server.episode import Episode, never
+from ml_trainer_env.server.asking import never
+from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.validation import ActionError, json_schema, shown, validate
 
 Stop = Callable[[], bool]

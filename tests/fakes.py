@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
+from ml_trainer_env.server.asking import Asker
 from ml_trainer_env.server.tasks import Task, best_checkpoint
 
 Metrics = tuple[float, float, float]  # val loss, val accuracy, generalisation gap
@@ -65,7 +66,7 @@ class FakeRunner:
         self._running = 0
         self._lock = threading.Lock()
 
-    def advance(self, state: Any, plan: EpochPlan) -> Any:
+    def advance(self, state: Any, plan: EpochPlan, asker: Asker | None = None) -> Any:
         with self._lock:
             self._running += 1
             self.most_at_once = max(self.most_at_once, self._running)

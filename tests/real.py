@@ -13,7 +13,7 @@ from ml_trainer_env.agents.scripted import Move
 from ml_trainer_env.models import Grade, TaskId, TrainingStatus
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.runner import InlineRunner
+from ml_trainer_env.server.runner import InlineRunner, Runner
 from ml_trainer_env.server.trainer import TrainingState
 from ml_trainer_env.wire import StatusObservation, ToolObservation
 
@@ -80,13 +80,16 @@ class Outcome:
 
 
 class Player:
-    """One session; with `training`, its episodes go on from there."""
+    """One session on `runner`; with `training`, its episodes go on from there."""
 
     def __init__(
-        self, task_id: TaskId = "easy_mnist", training: TrainingState | None = None
+        self,
+        task_id: TaskId = "easy_mnist",
+        training: TrainingState | None = None,
+        runner: Runner | None = None,
     ) -> None:
         begin = None if training is None else lambda task, seed: training
-        self.env = MLTrainerEnvironment(engine(), begin)
+        self.env = MLTrainerEnvironment(runner or engine(), begin)
         self.reset(task_id)
 
     def reset(self, task_id: TaskId) -> StatusObservation:

@@ -78,10 +78,12 @@ class Crowd:
 
     def ask(self, state: Any) -> None:
         """Returns once the epoch has begun or waits in the queue."""
-        waiting = len(self.runner._queue)
+        waiting = len(self.runner._cores._queue)
         begun = len(self.engine.begun)
         self.submit(self.runner.advance, state, PLAN)
-        self.settle(lambda: len(self.engine.begun) > begun or len(self.runner._queue) > waiting)
+        self.settle(
+            lambda: len(self.engine.begun) > begun or len(self.runner._cores._queue) > waiting
+        )
 
     def submit(self, call: Callable[..., Any], state: Any, *rest: Any) -> None:
         self.asked[state] = self._pool.submit(call, state, *rest)
@@ -180,7 +182,7 @@ def test_grading_takes_its_place_in_the_queue(
     with crowd(engine, threads=1, cores=1) as each:
         each.ask("training")
         each.submit(each.runner.test_accuracy, "grading")
-        each.settle(lambda: len(each.runner._queue) == 1)
+        each.settle(lambda: len(each.runner._cores._queue) == 1)
         each.ask("later")
         assert engine.begun == ["training"]
         for state in ("training", "grading", "later"):
