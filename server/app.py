@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -27,8 +28,11 @@ from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing the runners for real would load torch
     from openenv.core.env_server.interfaces import Environment
+
+    from ml_trainer_env.server.pool import PoolRunner
+    from ml_trainer_env.server.runner import Runner
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
@@ -92,6 +96,8 @@ def prepare() -> None:
     trainer.configure_process()
     try:
         trainer.engine_fingerprint(current().precision)  # refuses what the processor cannot do
+        if current().runner == "pool":
+            _pool().prepare(datasets.NAMES)
         for name in datasets.NAMES:
             datasets.load(name)
     except (ValueError, datasets.DatasetUnavailable) as error:
@@ -100,7 +106,27 @@ def prepare() -> None:
         log.info("ready: torch and data are loaded")
 
 
-app = build(warm_up=prepare)
+@cache
+def find_runner() -> Runner:
+    """The one of all sessions of this server."""
+    from ml_trainer_env.server.runner import InlineRunner
+    from ml_trainer_env.server.sharing import shared
+
+    settings = current()
+    return shared(
+        _pool() if settings.runner == "pool" else InlineRunner(settings.threads), settings
+    )
+
+
+@cache
+def _pool() -> PoolRunner:
+    """Needs no closing: the workers end with this process."""
+    from ml_trainer_env.server.pool import PoolRunner
+
+    return PoolRunner(current().threads)
+
+
+app = build(partial(MLTrainerEnvironment, find_runner=find_runner), warm_up=prepare)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -107,16 +107,24 @@ class MLTrainerEnvironment(MCPEnvironment):
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
-    def __init__(self, runner: Runner | None = None, begin: Begin | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner | None = None,
+        begin: Begin | None = None,
+        *,
+        find_runner: Callable[[], Runner] | None = None,
+    ) -> None:
         """A session whose trainings start with `begin` and run on `runner`. Cheap: no torch yet.
 
-        Without them: the engine, on a runner that all sessions of the process share.
+        Without them: the engine, on the runner that `find_runner()` gives at the first reset, by
+        default one in this process that all its sessions share.
         """
         server = FastMCP(NAME)
         for spec in tools.TOOLS.values():
             server.add_tool(EpisodeTool.of(spec, self.call_async))
         super().__init__(server)
         self.mcp_client = DirectClient(tools.TOOLS.values(), self.call_async)
+        self._find_runner = find_runner or _shared_runner
         self._runner = runner
         self._begin = begin
         self._run: _Run | None = None
@@ -140,7 +148,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         episode = Episode(
             task,
             (self._begin or _begin)(task, wanted.seed),
-            self._runner or _shared_runner(),
+            self._runner or self._find_runner(),
         )
         with self._lock:
             self._require_open()

@@ -44,9 +44,22 @@ class Resident:
     train_labels: np.ndarray  # (n,), for drawing augmentations
 
 
+_adopted: dict[str, Resident] = {}
+
+
+def adopt(name: str, data: Resident) -> None:
+    """Use `data`, say memory shared between processes, instead of a copy. Before the first use."""
+    _adopted[name] = data
+
+
 @cache
 def resident(name: str) -> Resident:
     """The data set of this name, loaded and normalised at the first call."""
+    return _adopted[name] if name in _adopted else load(name)
+
+
+def load(name: str) -> Resident:
+    """A copy of its own of the data set."""
     data = datasets.load(name)
     mean, std = _mean_and_std(data.train.images)
 

@@ -8,9 +8,10 @@ name of its variable.
 | ML_TRAINER_MAX_SESSIONS | 64 | sessions open at once; one more is refused at once |
 | ML_TRAINER_SESSION_TIMEOUT | 3600 | seconds of silence until a session is closed; 0: never |
 | ML_TRAINER_THREADS | 2 | threads that may compute the shards of one step, at most the free cores |
+| ML_TRAINER_RUNNER | pool | pool: the server trains in worker processes; inline: in its own |
 | ML_TRAINER_SHARING | on | off: every session trains all its epochs itself |
 | ML_TRAINER_SNAPSHOT_MB | 512 | megabytes of training states kept in memory, for sharing |
-| ML_TRAINER_VERIFY_SHARED | 0 | share of shared epochs, 0 to 1, trained again and compared bitwise |
+| ML_TRAINER_VERIFY_SHARED | 0 | share of the shared epochs that are trained again and compared |
 | ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
 
 The folder of the data is ML_TRAINER_DATA_DIR (`server/datasets.py`).
@@ -40,6 +41,7 @@ class Settings(BaseModel):
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
     session_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0  # seconds; 0: none
     threads: Annotated[int, Field(ge=1, le=64)] = 2
+    runner: Literal["pool", "inline"] = "pool"  # of a server; in process it is always inline
     sharing: bool = True
     snapshot_mb: Annotated[int, Field(ge=0)] = 512
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server.asking import Asker
-from ml_trainer_env.server.trainer import Checkpoint, TrainingState, Workload, next_key
+from ml_trainer_env.server.resident import Resident, Rows, resident
+from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.server.trainer import Checkpoint, TrainingState, Workload, next_key, start
 
 SIZE = 1000  # weights
 
@@ -30,9 +33,9 @@ PLAN = plan()
 
 
 def untrained(name: str = "start", seed: int = 0) -> TrainingState:
-    start = Checkpoint(torch.full((SIZE,), float(seed)), torch.zeros(0))
+    first = Checkpoint(torch.full((SIZE,), float(seed)), torch.zeros(0))
     workload = Workload("mlp", "mnist", 1, 1)
-    return TrainingState(f"{name}-{seed}", workload, seed, "fp32", (), start, start, None, (), 0)
+    return TrainingState(f"{name}-{seed}", workload, seed, "fp32", (), first, first, None, (), 0)
 
 
 def trained(state: TrainingState, plan: EpochPlan, accuracy: float | None = None) -> TrainingState:
@@ -69,6 +72,29 @@ def value(state: TrainingState) -> tuple[Any, ...]:
     fields = (state.key, state.workload, state.seed, state.precision, state.history)
     rest = (state.optimizer, state.steps)
     return (*fields, *rest, *((t.dtype, t.shape, t.numpy().tobytes()) for t in tensors))
+
+
+@cache
+def small(dataset: str) -> Resident:
+    """The first images of the real data set: epochs of two steps."""
+    data = resident(dataset)
+
+    def cut(rows: Rows) -> Rows:
+        return Rows(rows.images[:128], rows.labels[:128])
+
+    return Resident(
+        train=cut(data.train),
+        val=cut(data.val),
+        test=cut(data.test),
+        probe=cut(data.probe),
+        train_labels=data.train_labels[:128],
+    )
+
+
+def begin(task_id: str, seed: int) -> TrainingState:
+    """Untrained, with the task's real network."""
+    task = TASKS[task_id]
+    return start(Workload(task.network, task.dataset, task.shards, task.version), seed)
 
 
 class SmallEngine:

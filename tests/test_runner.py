@@ -7,19 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import pytest
 from live import eventually
+from states import begin, small
 
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.resident import Resident, Rows, resident
 from ml_trainer_env.server.runner import InlineRunner
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.team import Team
-from ml_trainer_env.server.trainer import TrainingState, Workload
+from ml_trainer_env.server.trainer import TrainingState
 
 PATIENCE = 60  # seconds; a machine may stand still for a while
 PLAN = EpochPlan(
@@ -199,27 +198,6 @@ def test_nobody_trains_on_no_thread(threads: int) -> None:
 
 
 # --- On the real engine -------------------------------------------------------------------------
-
-
-@cache
-def small(dataset: str) -> Resident:
-    data = resident(dataset)
-
-    def cut(rows: Rows) -> Rows:
-        return Rows(rows.images[:128], rows.labels[:128])
-
-    return Resident(
-        train=cut(data.train),
-        val=cut(data.val),
-        test=cut(data.test),
-        probe=cut(data.probe),
-        train_labels=data.train_labels[:128],
-    )
-
-
-def begin(task_id: str, seed: int) -> TrainingState:
-    task = TASKS[task_id]
-    return trainer.start(Workload(task.network, task.dataset, task.shards, task.version), seed)
 
 
 def value(state: TrainingState) -> tuple[Any, ...]:

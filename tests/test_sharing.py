@@ -1,4 +1,4 @@
-"""Shared prefixes: trained once for all who ask, with the bits of a real run, and without a trace."""
+"""Shared prefixes: trained once for all who ask, with the bits of a real run, without a trace."""
 
 from __future__ import annotations
 

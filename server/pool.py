@@ -1,0 +1,196 @@
+"""A runner whose epochs run in worker processes. The bits are those of `InlineRunner`.
+
+Guarantees:
+- Epochs begin in the order of asking, on never more busy threads than cores: two for one that is
+  alone, one each with others waiting.
+- A worker that is killed costs its epoch: the job begins again in a fresh worker, from the same
+  state, and the result has the same bits.
+- Workers end with this process, however it ends. The interpreter lock of this process is free while
+  they train.
+- A data set is in memory once, for all of them.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from ml_trainer_env.models import EpochPlan
+from ml_trainer_env.server import resident, state_bytes
+from ml_trainer_env.server.asking import Asker, never
+from ml_trainer_env.server.channel import Channel, Message
+from ml_trainer_env.server.cores import Cores
+from ml_trainer_env.server.resident import Resident
+from ml_trainer_env.server.shared_data import SharedData, share
+from ml_trainer_env.server.trainer import TrainingState
+
+ATTEMPTS = 3  # at one epoch: one that kills every worker, say for memory, must not do so for ever
+PATIENCE = 10.0  # seconds that a worker gets to end
+
+
+class WorkerLost(RuntimeError):
+    """Every worker that tried this epoch was killed."""
+
+
+class WorkerFailed(RuntimeError):
+    """The engine raised an exception in a worker; the message is its traceback."""
+
+
+class PoolRunner:
+    """At most `cores` worker processes, started when they are needed and then kept."""
+
+    def __init__(
+        self,
+        threads: int = 2,
+        cores: int | None = None,
+        load: Callable[[str], Resident] = resident.load,
+    ) -> None:
+        self._cores = Cores(threads, cores)
+        self._load = load
+        self._data: dict[str, SharedData] = {}
+        self._loading = threading.Lock()
+        self._idle: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def advance(
+        self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
+    ) -> TrainingState:
+        gone = asker.gone if asker else never
+        answer = self._run(state, plan.model_dump(mode="json"), gone)
+        return _with_known_parts(state_bytes.unpack(answer.body), state)
+
+    def test_accuracy(self, state: TrainingState) -> float:
+        return self._run(state, None, never).head["test_accuracy"]
+
+    def prepare(self, datasets: Iterable[str] = ()) -> None:
+        """Start all workers and load these data sets, so that nobody waits for it later."""
+        with self._lock:
+            self._idle += [_Worker() for _ in range(self._cores.total - len(self._idle))]
+        for name in datasets:
+            self._shared(name)
+
+    def close(self) -> None:
+        """End the workers; whoever still asks is told so."""
+        with self._lock:
+            self._closed = True
+            workers, self._idle = self._idle, []
+        for worker in workers:
+            worker.close()
+        with self._loading:
+            for data in self._data.values():
+                data.file.close()
+            self._data.clear()
+
+    def _run(
+        self, state: TrainingState, plan: dict[str, Any] | None, gone: Callable[[], bool]
+    ) -> Message:
+        """The answer of a worker; a plan of None grades."""
+        dataset = state.workload.dataset
+        data = self._shared(dataset)
+        body = state_bytes.pack(state)
+        with self._cores.lend(gone) as threads:
+            head = {"plan": plan, "threads": threads, "dataset": dataset}
+            for _ in range(ATTEMPTS):
+                try:
+                    with self._worker() as worker:
+                        answer = worker.answer(head, body, data)
+                    break
+                except EOFError:
+                    continue
+            else:
+                raise WorkerLost(f"{ATTEMPTS} workers in a row were killed at one epoch")
+        if "error" in answer.head:
+            raise WorkerFailed(answer.head["error"])
+        return answer
+
+    @contextmanager
+    def _worker(self) -> Iterator[_Worker]:
+        """A worker to oneself. One that is lost takes the idle ones that died with it along."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            worker = self._idle.pop() if self._idle else _Worker()
+        try:
+            yield worker
+        except BaseException:
+            worker.close()
+            with self._lock:
+                dead = [idle for idle in self._idle if not idle.alive]
+                self._idle = [idle for idle in self._idle if idle not in dead]
+            for idle in dead:
+                idle.close()
+            raise
+        with self._lock:
+            if not self._closed:
+                self._idle.append(worker)
+                return
+        worker.close()
+
+    def _shared(self, name: str) -> SharedData:
+        """Nobody waits for another data set than theirs, once theirs is there."""
+        data = self._data.get(name)
+        if data is None:
+            with self._loading:
+                data = self._data.get(name) or share(self._load(name))
+                self._data[name] = data
+        return data
+
+
+class _Worker:
+    """A process of `worker.py`, with this end of its socket."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            module = "ml_trainer_env.server.worker"
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
+            )
+        self._channel = Channel(ours)
+        self._has: set[str] = set()  # data sets
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def answer(self, head: dict[str, Any], body: bytes, data: SharedData) -> Message:
+        """Raises `EOFError` when the process ends before it has answered."""
+        name = head["dataset"]
+        try:
+            if name in self._has:
+                self._channel.send(head, body)
+            else:
+                head = {**head, "places": data.places}
+                self._channel.send(head, body, data.file.fileno())
+                self._has.add(name)
+        except OSError as error:
+            raise EOFError from error
+        return self._channel.receive()
+
+    def close(self) -> None:
+        """The process ends when its socket does, and is waited for."""
+        self._channel.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _with_known_parts(after: TrainingState, before: TrainingState) -> TrainingState:
+    """`after` with the very checkpoint of `before` where it is the same: kept in memory once."""
+    if after.best != before.best:
+        return after
+    best = before.best_checkpoint
+    current = best if after.current is after.best_checkpoint else after.current
+    return replace(after, current=current, best_checkpoint=best)
