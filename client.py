@@ -80,6 +80,18 @@ class MLTrainerEnv(MCPToolClient):
             raise TypeError("the tool answered neither a result nor an error")
         return observation.status
 
+    async def fork(self, episode_id: str, new_id: str | None = None) -> StepResult[Observation]:
+        """Go on from where another open episode of the server stands after its last action.
+
+        Both then go their own ways; equal moves give equal results. For search, population-based
+        training and counterfactuals; an agent's tools do not include it.
+        """
+        return await self.reset(fork_of=episode_id, episode_id=new_id)
+
+    async def resume(self, episode_id: str) -> StepResult[Observation]:
+        """Go on with an episode whose session was lost, if the server has a state folder."""
+        return await self.reset(fork_of=episode_id, episode_id=episode_id)
+
     async def __aenter__(self) -> Self:
         await super().__aenter__()
         return self

@@ -59,12 +59,21 @@ class Situation:
 
 
 class Episode:
-    """An episode of `task`, begun at `training`, trained by `runner`. Any thread may call it."""
+    """An episode of `task`, begun at `start`, trained by `runner`. Any thread may call it."""
 
-    def __init__(self, task: Task, training: TrainingState, runner: Runner) -> None:
+    def __init__(
+        self,
+        task: Task,
+        start: TrainingState | Situation,
+        runner: Runner,
+        note: Callable[[Situation], None] | None = None,
+    ) -> None:
+        """With a situation for a start it goes on from there. `note` is told of each new one."""
         self.task = task
         self._runner = runner
-        self._now = Situation(training)  # replaced whole, so a reader needs no lock
+        self._note = note
+        # Replaced whole, so a reader needs no lock.
+        self._now = start if isinstance(start, Situation) else Situation(start)
         self._turn = threading.Lock()
         self._in_progress: str | None = None
         self._abandoned = threading.Event()
@@ -245,6 +254,8 @@ class Episode:
         )
         status = self._status(after, message, terms, epochs_run, epoch_seconds)
         self._now = after
+        if self._note:
+            self._note(after)
         return status
 
     def _grade(self, now: Situation, *, by_agent: bool) -> Grade:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastmcp import FastMCP
@@ -28,21 +28,15 @@ from openenv.core.env_server.mcp_types import (
     ToolErrorType,
 )
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
-from pydantic import BaseModel, ConfigDict, Field
 
-from ml_trainer_env.models import (
-    DEFAULT_TASK_ID,
-    MAX_SEED,
-    MAX_TOOL_CALLS,
-    TASK_IDS,
-    TaskId,
-    TrainingStatus,
-)
+from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, TrainingStatus
 from ml_trainer_env.server import settings, tools
 from ml_trainer_env.server.asking import never
 from ml_trainer_env.server.connections import current_connection
-from ml_trainer_env.server.episode import Episode
+from ml_trainer_env.server.episode import Episode, Situation
 from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
+from ml_trainer_env.server.reset_options import ResetOptions
+from ml_trainer_env.server.saved import Saved, SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
@@ -57,28 +51,6 @@ T = TypeVar("T")
 
 NAME = "ml_trainer_env"
 SPLIT = "train"  # the one split: training and evaluation use the same tasks with other seeds
-DEFAULT_SEED = 0
-
-
-class ResetOptions(BaseModel):
-    """What reset takes. A task is chosen by `task_id`, or by `split` and `index`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = DEFAULT_SEED
-    episode_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-    task_id: TaskId | None = None
-    split: Literal["train"] | None = None
-    index: Annotated[int, Field(ge=0, le=len(TASK_IDS) - 1)] | None = None
-
-    def chosen_task(self) -> Task:
-        if self.split is None and self.index is None:
-            return TASKS[self.task_id or DEFAULT_TASK_ID]
-        if self.task_id is not None:
-            raise InvalidArguments("task_id: give either task_id, or split and index")
-        if self.index is None:
-            raise InvalidArguments(f"index: is required with split; 0 to {len(TASK_IDS) - 1}")
-        return TASKS[TASK_IDS[self.index]]
 
 
 @dataclass(slots=True)
@@ -113,11 +85,12 @@ class MLTrainerEnvironment(MCPEnvironment):
         begin: Begin | None = None,
         *,
         find_runner: Callable[[], Runner] | None = None,
+        saved: SavedEpisodes | None = None,
     ) -> None:
         """A session whose trainings start with `begin` and run on `runner`. Cheap: no torch yet.
 
         Without them: the engine, on the runner that `find_runner()` gives at the first reset, by
-        default one in this process that all its sessions share.
+        default one in this process that all its sessions share. `saved` is what they can fork.
         """
         server = FastMCP(NAME)
         for spec in tools.TOOLS.values():
@@ -126,6 +99,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         self.mcp_client = DirectClient(tools.TOOLS.values(), self.call_async)
         self._find_runner = find_runner or _shared_runner
         self._runner = runner
+        self._saved = saved or _saved_episodes()
         self._begin = begin
         self._run: _Run | None = None
         self._closed = False
@@ -138,22 +112,36 @@ class MLTrainerEnvironment(MCPEnvironment):
     ) -> StatusObservation:
         """Begin an episode: `task_id=`, or `split=` and `index=`; an unfinished one is abandoned.
 
+        `fork_of=` goes on from another open episode, as it stands after its last finished action;
+        with its own id for `episode_id`, in its place.
+
         A training in progress is stopped at its next epoch boundary and waited for.
         Raises `InvalidArguments`.
         """
         given = {"seed": seed, "episode_id": episode_id, **options}
         wanted = validate(ResetOptions, given, subject="reset")
-        task = wanted.chosen_task()
-        self._abandon()
-        episode = Episode(
-            task,
-            (self._begin or _begin)(task, wanted.seed),
-            self._runner or self._find_runner(),
-        )
+        begin, runner = self._begin or _begin, self._runner or self._find_runner()
+        if wanted.fork_of:
+            saved = self._saved.find(wanted.fork_of, begin, runner)
+            self._abandon()
+        else:
+            task = wanted.chosen_task()
+            self._abandon()
+            saved = Saved(task, wanted.seed, Situation(begin(task, wanted.seed)))
+        episode_id = wanted.episode_id or str(uuid.uuid4())
+
+        def note(now: Situation) -> None:
+            with self._lock:
+                if not self._closed:
+                    self._saved.save(episode_id, Saved(saved.task, saved.seed, now))
+
+        episode = Episode(saved.task, saved.now, runner, note)
         with self._lock:
             self._require_open()
-            self._run = _Run(episode, wanted.episode_id or str(uuid.uuid4()), wanted.seed)
-        return StatusObservation(status=episode.opening(), done=False, reward=None)
+            self._run = _Run(episode, episode_id, saved.seed)
+            self._saved.save(episode_id, saved)
+        status = episode.get_training_status() if wanted.fork_of else episode.opening()
+        return StatusObservation(status=status, done=False, reward=None)
 
     async def reset_async(
         self, /, seed: int | None = None, episode_id: str | None = None, **options: Any
@@ -257,6 +245,7 @@ class MLTrainerEnvironment(MCPEnvironment):
             run = self._run
         if run:
             run.episode.abandon()
+            self._saved.close(run.episode_id)
         super().close()
 
     # OpenEnv's task API ----------------------------------------------------------------------
@@ -301,6 +290,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         if run:
             run.episode.abandon()
             run.episode.wait_until_idle()
+            self._saved.forget(run.episode_id)
 
     def _call_by_keywords(self, name: str, /, **arguments: Any) -> TrainingStatus:
         return self.call(name, arguments)
@@ -368,6 +358,12 @@ def _begin(task: Task, seed: int) -> TrainingState:
 
     workload = trainer.Workload(task.network, task.dataset, task.shards, task.version)
     return trainer.start(workload, seed, settings.current().precision)
+
+
+@cache
+def _saved_episodes() -> SavedEpisodes:
+    folder = settings.current().state_dir
+    return SavedEpisodes(folder / "episodes" if folder else None)
 
 
 @cache

@@ -69,6 +69,9 @@ class PoolRunner:
     def test_accuracy(self, state: TrainingState) -> float:
         return self._run(state, None, never).head["test_accuracy"]
 
+    def recall(self, key: str) -> TrainingState | None:
+        return None
+
     def prepare(self, datasets: Iterable[str] = ()) -> None:
         """Start all workers and load these data sets, so that nobody waits for it later."""
         with self._lock:

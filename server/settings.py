@@ -12,6 +12,8 @@ name of its variable.
 | ML_TRAINER_SHARING | on | off: every session trains all its epochs itself |
 | ML_TRAINER_SNAPSHOT_MB | 512 | megabytes of training states kept in memory, for sharing |
 | ML_TRAINER_VERIFY_SHARED | 0 | share of the shared epochs that are trained again and compared |
+| ML_TRAINER_STATE_DIR | | a folder that lets sessions go on after the server was killed |
+| ML_TRAINER_STATE_MB | 4096 | megabytes of training states in that folder |
 | ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
 
 The folder of the data is ML_TRAINER_DATA_DIR (`server/datasets.py`).
@@ -22,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,6 +48,8 @@ class Settings(BaseModel):
     sharing: bool = True
     snapshot_mb: Annotated[int, Field(ge=0)] = 512
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0
+    state_dir: Path | None = None
+    state_mb: Annotated[int, Field(ge=0)] = 4096
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @classmethod

@@ -20,7 +20,7 @@ from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.asking import PATIENCE, Asker, CalledOff
 from ml_trainer_env.server.runner import Runner
 from ml_trainer_env.server.settings import Settings
-from ml_trainer_env.server.snapshots import Snapshots
+from ml_trainer_env.server.snapshots import SnapshotFolder, Snapshots
 from ml_trainer_env.server.trainer import TrainingState, next_key
 
 _MB = 2**20
@@ -31,7 +31,11 @@ def shared(runner: Runner, settings: Settings) -> Runner:
     """`runner` with its epochs shared, unless the settings say otherwise."""
     if not settings.sharing:
         return runner
-    return SharingRunner(runner, Snapshots(settings.snapshot_mb * _MB), settings.verify_shared)
+    folder = None
+    if settings.state_dir:
+        folder = SnapshotFolder(settings.state_dir / "states", settings.state_mb * _MB)
+    snapshots = Snapshots(settings.snapshot_mb * _MB, folder)
+    return SharingRunner(runner, snapshots, settings.verify_shared)
 
 
 class SharedEpochMismatch(AssertionError):
@@ -76,6 +80,9 @@ class SharingRunner:
 
     def test_accuracy(self, state: TrainingState) -> float:
         return self._runner.test_accuracy(state)
+
+    def recall(self, key: str) -> TrainingState | None:
+        return self._snapshots.get(key)
 
     def _provide(
         self, mine: Shared, key: str, state: TrainingState, plan: EpochPlan, asker: Asker

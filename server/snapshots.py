@@ -3,7 +3,7 @@
 Guarantees:
 - `get(key)` gives the state with exactly the bits that were put, or None. Nothing else: a file that
   is damaged, cut short or not ours counts as absent and is removed.
-- Neither budget is exceeded. The least recently used goes first, from memory into the folder and
+- Neither budget is exceeded. The least recently used goes first, from memory to the folder and
   from the folder for good; what is gone can be trained again.
 - Any thread may call; reading and writing files holds nobody else up.
 """
@@ -34,7 +34,7 @@ _DIGEST = hashlib.sha256().digest_size  # bytes before the state in a file
 
 
 class Snapshots:
-    """At most `budget` bytes of tensors in memory; what does not fit goes to `folder`, if any."""
+    """At most `budget` bytes of tensors in memory; what does not fit is in `folder`, if any."""
 
     def __init__(self, budget: int, folder: SnapshotFolder | None = None) -> None:
         self.folder = folder
@@ -78,8 +78,8 @@ class Snapshots:
                 self._count(oldest, -1)
                 evicted.append(oldest)
         if self.folder:
-            for oldest in evicted:
-                self.folder.put(oldest)
+            for each in (state, *evicted):  # written at once, so a killed process loses nothing
+                self.folder.put(each)
 
     def _count(self, state: TrainingState, change: int) -> None:
         """One holder more or less of each of the state's tensors."""

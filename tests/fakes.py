@@ -81,6 +81,9 @@ class FakeRunner:
         record = _record(state.epoch + 1, plan, metrics)
         return replace(state, history=(*state.history, record))
 
+    def recall(self, key: str) -> Any:
+        return None
+
     def test_accuracy(self, state: Any) -> float:
         assert state.best is not None
         self.tested += 1

@@ -305,3 +305,6 @@ class _Counting:
 
     def test_accuracy(self, state: TrainingState) -> float:
         return self._runner.test_accuracy(state)
+
+    def recall(self, key: str) -> TrainingState | None:
+        return None
