@@ -56,6 +56,7 @@ class PoolRunner:
         self._data: dict[str, SharedData] = {}
         self._loading = threading.Lock()
         self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -78,6 +79,11 @@ class PoolRunner:
             self._idle += [_Worker() for _ in range(self._cores.total - len(self._idle))]
         for name in datasets:
             self._shared(name)
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """The workers, busy and idle."""
+        with self._lock:
+            return [worker.process for worker in (*self._busy, *self._idle)]
 
     def close(self) -> None:
         """End the workers; whoever still asks is told so."""
@@ -120,17 +126,20 @@ class PoolRunner:
             if self._closed:
                 raise RuntimeError("the pool is closed")
             worker = self._idle.pop() if self._idle else _Worker()
+            self._busy.add(worker)
         try:
             yield worker
         except BaseException:
             worker.close()
             with self._lock:
+                self._busy.discard(worker)
                 dead = [idle for idle in self._idle if not idle.alive]
                 self._idle = [idle for idle in self._idle if idle not in dead]
             for idle in dead:
                 idle.close()
             raise
         with self._lock:
+            self._busy.discard(worker)
             if not self._closed:
                 self._idle.append(worker)
                 return

@@ -23,10 +23,10 @@ class ResetOptions(BaseModel):
 
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = DEFAULT_SEED
     episode_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-    fork_of: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     task_id: TaskId | None = None
     split: Literal["train"] | None = None
     index: Annotated[int, Field(ge=0, le=len(TASK_IDS) - 1)] | None = None
+    fork_of: Annotated[str, Field(min_length=1, max_length=255)] | None = None
 
     def chosen_task(self) -> Task:
         if self.split is None and self.index is None:

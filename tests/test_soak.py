@@ -1,0 +1,111 @@
+"""Many sessions, killed workers and clients that vanish: every episode that remains is untouched."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+from openenv.core.env_server.mcp_types import CallToolAction
+from real import SUBMIT, configure, rate, run
+from states import small
+
+from ml_trainer_env.models import TASK_IDS, TrainingStatus
+from ml_trainer_env.server import trainer
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.pool import PoolRunner
+from ml_trainer_env.server.runner import InlineRunner, Runner
+from ml_trainer_env.server.saved import SavedEpisodes
+from ml_trainer_env.server.sharing import SharingRunner
+from ml_trainer_env.server.snapshots import Snapshots
+
+SESSIONS = 24
+EVERY = 0.5  # seconds between two kills
+
+
+def moves(number: int) -> list[Any]:
+    """Every third episode repeats another one's first moves; then each goes its own way."""
+    shared_start = configure(optimizer="sgd", learning_rate=0.05, dropout=0.1)
+    own = [rate(0.01 + number / 1000), run(2), run(2)]
+    return [shared_start, run(3), *own, SUBMIT]
+
+
+def play(number: int, runner: Runner, vanish_after: int | None = None) -> TrainingStatus | None:
+    """The graded status; None when the client vanished in the middle of that move."""
+    env = MLTrainerEnvironment(runner, saved=SavedEpisodes())
+    env.reset(task_id=TASK_IDS[number % len(TASK_IDS)], seed=number % 6)
+    status = None
+    for step, (tool, arguments) in enumerate(moves(number)):
+        if step == vanish_after:
+            threading.Timer(0.02, env.close).start()
+        observation: Any = env.step(CallToolAction(tool_name=tool, arguments=arguments))
+        if step == vanish_after:
+            env.close()
+            return None
+        assert observation.status, observation.error
+        status = observation.status
+    env.close()
+    return status
+
+
+@contextmanager
+def killing(pool: PoolRunner, chance: random.Random) -> Iterator[list[int]]:
+    """Kill one of the pool's workers, busy or idle, again and again."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(EVERY):
+            alive = [process for process in pool.processes() if process.poll() is None]
+            if alive:
+                victim = chance.choice(alive)
+                victim.kill()
+                killed.append(victim.pid)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+@cache
+def inline() -> InlineRunner:
+    return InlineRunner(threads=1)
+
+
+@pytest.mark.slow
+def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(1)
+    monkeypatch.setattr(trainer, "resident", small)
+    vanishing = {number: chance.randrange(6) for number in range(0, SESSIONS, 5)}
+    pool = PoolRunner(threads=2, cores=2, load=small)
+    runner = SharingRunner(pool, Snapshots(20 * 2**20), verify=0.1)
+
+    def session(number: int) -> TrainingStatus | None:
+        return play(number, runner, vanishing.get(number))
+
+    with killing(pool, chance) as killed, ThreadPoolExecutor(SESSIONS) as threads:
+        ended = list(threads.map(session, range(SESSIONS)))
+    assert len(killed) >= 3
+    assert [number for number, status in enumerate(ended) if status is None] == list(vanishing)
+    for number, status in enumerate(ended):
+        if status is not None:
+            alone = play(number, inline())
+            assert alone is not None
+            assert status.grade == alone.grade
+            assert status.reward_terms == alone.reward_terms
+    assert runner._in_progress == {}
+    assert pool._cores.waiting == 0
+    assert pool._cores._free == pool._cores.total
+    assert runner._snapshots.used <= 20 * 2**20
+    processes = pool.processes()
+    pool.close()
+    assert all(process.returncode is not None for process in processes)
