@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -22,17 +22,15 @@ from fastapi.responses import JSONResponse
 from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
 
+from ml_trainer_env.server import process
 from ml_trainer_env.server.connections import Connections
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
-if TYPE_CHECKING:  # importing the runners for real would load torch
+if TYPE_CHECKING:
     from openenv.core.env_server.interfaces import Environment
-
-    from ml_trainer_env.server.pool import PoolRunner
-    from ml_trainer_env.server.runner import Runner
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
@@ -97,7 +95,7 @@ def prepare() -> None:
     try:
         trainer.engine_fingerprint(current().precision)  # refuses what the processor cannot do
         if current().runner == "pool":
-            _pool().prepare(datasets.NAMES)
+            process.pool().prepare(datasets.NAMES)
         for name in datasets.NAMES:
             datasets.load(name)
     except (ValueError, datasets.DatasetUnavailable) as error:
@@ -106,27 +104,7 @@ def prepare() -> None:
         log.info("ready: torch and data are loaded")
 
 
-@cache
-def find_runner() -> Runner:
-    """The one of all sessions of this server."""
-    from ml_trainer_env.server.runner import InlineRunner
-    from ml_trainer_env.server.sharing import shared
-
-    settings = current()
-    return shared(
-        _pool() if settings.runner == "pool" else InlineRunner(settings.threads), settings
-    )
-
-
-@cache
-def _pool() -> PoolRunner:
-    """Needs no closing: the workers end with this process."""
-    from ml_trainer_env.server.pool import PoolRunner
-
-    return PoolRunner(current().threads)
-
-
-app = build(partial(MLTrainerEnvironment, find_runner=find_runner), warm_up=prepare)
+app = build(partial(MLTrainerEnvironment, find_runner=process.server_runner), warm_up=prepare)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ml_trainer_env.server.validation import ActionError
+
 PATIENCE = 0.1  # seconds between two looks at whether an asker who waits is still there
+
+
+class QueueFull(ActionError):
+    """Too many wait already; the message says when to try again. Nothing has happened."""
 
 
 class CalledOff(Exception):
@@ -22,4 +28,5 @@ class Asker:
     """One request for epochs: `gone()` says that nobody wants them any more."""
 
     gone: Callable[[], bool] = never
+    admitted: bool = False  # once it has had a core, it is never turned away
     shared: int = 0  # epochs that were taken from another training instead of computed

@@ -1,14 +1,23 @@
-"""Cores lent to whoever computes: never more than there are, in the order of asking."""
+"""Cores lent to whoever computes: never more than there are, in the order of asking.
+
+The queue is bounded: beyond `max_waiting`, whoever asks for a first epoch is told at once when to
+try again. Whoever was served before is always queued, so an action that began comes to its end.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ml_trainer_env.server.asking import PATIENCE, CalledOff, never
+from ml_trainer_env.server.asking import PATIENCE, Asker, CalledOff, QueueFull
+
+MAX_WAITING = 256
+SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are made from
 
 
 class Cores:
@@ -17,7 +26,9 @@ class Cores:
     Who is alone is lent up to `threads` cores; with others waiting, each gets one.
     """
 
-    def __init__(self, threads: int, total: int | None = None) -> None:
+    def __init__(
+        self, threads: int, total: int | None = None, max_waiting: int = MAX_WAITING
+    ) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1; got {threads}")
         if total is not None and total < 1:
@@ -25,6 +36,8 @@ class Cores:
         self.total = total or _available()
         self.threads = min(threads, self.total)
         self._free = self.total
+        self._max_waiting = max_waiting
+        self._core_seconds = 0.0  # mean of a turn
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()
 
@@ -34,26 +47,32 @@ class Cores:
         return len(self._queue)
 
     @contextmanager
-    def lend(self, gone: Callable[[], bool] = never) -> Iterator[int]:
+    def lend(self, asker: Asker | None = None) -> Iterator[int]:
         """Wait for a turn; gives how many threads the block may run.
 
-        Raises `CalledOff` when `gone()` before the turn came.
+        Raises `QueueFull`, and `CalledOff` when the asker was gone before the turn came.
         """
-        lent = self._wait_for_turn(gone)
+        lent = self._wait_for_turn(asker or Asker(admitted=True))
+        began = time.monotonic()
         try:
             yield lent
         finally:
             with self._changed:
                 self._free += lent
+                spent = lent * (time.monotonic() - began)
+                weight = SMOOTHING if self._core_seconds else 1.0
+                self._core_seconds += weight * (spent - self._core_seconds)
                 self._changed.notify_all()
 
-    def _wait_for_turn(self, gone: Callable[[], bool]) -> int:
+    def _wait_for_turn(self, asker: Asker) -> int:
         place = object()
         with self._changed:
+            if not asker.admitted and len(self._queue) >= self._max_waiting:
+                raise QueueFull(self._refusal())
             self._queue.append(place)
             try:
                 while not (self._queue[0] is place and self._free > 0):
-                    if gone():
+                    if asker.gone():
                         raise CalledOff("nobody waits for it any more")
                     self._changed.wait(PATIENCE)
                 alone = len(self._queue) == 1 and self._free >= self.threads
@@ -62,7 +81,16 @@ class Cores:
             finally:
                 self._queue.remove(place)
                 self._changed.notify_all()
+        asker.admitted = True
         return lent
+
+    def _refusal(self) -> str:
+        """In words; the queue is through once each of it has had a turn."""
+        seconds = math.ceil(self._core_seconds * len(self._queue) / self.total)
+        return (
+            f"the server is busy: {len(self._queue)} epochs wait for a core; nothing was trained "
+            f"or charged; try again in about {max(1, seconds)} s"
+        )
 
 
 def _available() -> int:

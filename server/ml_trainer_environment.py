@@ -30,7 +30,7 @@ from openenv.core.env_server.mcp_types import (
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
 
 from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, TrainingStatus
-from ml_trainer_env.server import settings, tools
+from ml_trainer_env.server import process, tools
 from ml_trainer_env.server.asking import never
 from ml_trainer_env.server.connections import current_connection
 from ml_trainer_env.server.episode import Episode, Situation
@@ -97,10 +97,10 @@ class MLTrainerEnvironment(MCPEnvironment):
             server.add_tool(EpisodeTool.of(spec, self.call_async))
         super().__init__(server)
         self.mcp_client = DirectClient(tools.TOOLS.values(), self.call_async)
-        self._find_runner = find_runner or _shared_runner
+        self._find_runner = find_runner or process.inline_runner
         self._runner = runner
-        self._saved = saved or _saved_episodes()
-        self._begin = begin
+        self._saved = saved or process.saved_episodes()
+        self._begin = begin or process.begin
         self._run: _Run | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         """
         given = {"seed": seed, "episode_id": episode_id, **options}
         wanted = validate(ResetOptions, given, subject="reset")
-        begin, runner = self._begin or _begin, self._runner or self._find_runner()
+        begin, runner = self._begin, self._runner or self._find_runner()
         if wanted.fork_of:
             saved = self._saved.find(wanted.fork_of, begin, runner)
             self._abandon()
@@ -351,28 +351,6 @@ def _tool_list() -> tuple[Tool, ...]:
         Tool(name=spec.name, description=spec.description, input_schema=spec.input_schema)
         for spec in tools.TOOLS.values()
     )
-
-
-def _begin(task: Task, seed: int) -> TrainingState:
-    from ml_trainer_env.server import trainer  # torch: only once training is asked for
-
-    workload = trainer.Workload(task.network, task.dataset, task.shards, task.version)
-    return trainer.start(workload, seed, settings.current().precision)
-
-
-@cache
-def _saved_episodes() -> SavedEpisodes:
-    folder = settings.current().state_dir
-    return SavedEpisodes(folder / "episodes" if folder else None)
-
-
-@cache
-def _shared_runner() -> Runner:
-    from ml_trainer_env.server.runner import InlineRunner
-    from ml_trainer_env.server.sharing import shared
-
-    chosen = settings.current()
-    return shared(InlineRunner(chosen.threads), chosen)
 
 
 @cache

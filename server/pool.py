@@ -23,9 +23,9 @@ from typing import Any
 
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import resident, state_bytes
-from ml_trainer_env.server.asking import Asker, never
+from ml_trainer_env.server.asking import Asker
 from ml_trainer_env.server.channel import Channel, Message
-from ml_trainer_env.server.cores import Cores
+from ml_trainer_env.server.cores import MAX_WAITING, Cores
 from ml_trainer_env.server.resident import Resident
 from ml_trainer_env.server.shared_data import SharedData, share
 from ml_trainer_env.server.trainer import TrainingState
@@ -50,8 +50,9 @@ class PoolRunner:
         threads: int = 2,
         cores: int | None = None,
         load: Callable[[str], Resident] = resident.load,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
-        self._cores = Cores(threads, cores)
+        self._cores = Cores(threads, cores, max_waiting)
         self._load = load
         self._data: dict[str, SharedData] = {}
         self._loading = threading.Lock()
@@ -63,12 +64,11 @@ class PoolRunner:
     def advance(
         self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
     ) -> TrainingState:
-        gone = asker.gone if asker else never
-        answer = self._run(state, plan.model_dump(mode="json"), gone)
+        answer = self._run(state, plan.model_dump(mode="json"), asker)
         return _with_known_parts(state_bytes.unpack(answer.body), state)
 
     def test_accuracy(self, state: TrainingState) -> float:
-        return self._run(state, None, never).head["test_accuracy"]
+        return self._run(state, None, None).head["test_accuracy"]
 
     def recall(self, key: str) -> TrainingState | None:
         return None
@@ -98,13 +98,13 @@ class PoolRunner:
             self._data.clear()
 
     def _run(
-        self, state: TrainingState, plan: dict[str, Any] | None, gone: Callable[[], bool]
+        self, state: TrainingState, plan: dict[str, Any] | None, asker: Asker | None
     ) -> Message:
         """The answer of a worker; a plan of None grades."""
         dataset = state.workload.dataset
         data = self._shared(dataset)
         body = state_bytes.pack(state)
-        with self._cores.lend(gone) as threads:
+        with self._cores.lend(asker) as threads:
             head = {"plan": plan, "threads": threads, "dataset": dataset}
             for _ in range(ATTEMPTS):
                 try:

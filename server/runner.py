@@ -14,7 +14,7 @@ from typing import Protocol
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.asking import Asker
-from ml_trainer_env.server.cores import Cores
+from ml_trainer_env.server.cores import MAX_WAITING, Cores
 from ml_trainer_env.server.team import SERIAL, Team
 from ml_trainer_env.server.trainer import TrainingState
 
@@ -22,7 +22,8 @@ from ml_trainer_env.server.trainer import TrainingState
 class Runner(Protocol):
     """Runs the engine's functions; blocks the calling thread until the result is there.
 
-    With an `asker`, `advance` raises `CalledOff` when the asker is gone before the epoch was begun.
+    With an `asker`, `advance` raises `CalledOff` when the asker is gone before the epoch was begun,
+    and `QueueFull` when too many wait for its first.
     """
 
     def advance(
@@ -42,27 +43,29 @@ class InlineRunner:
     An epoch that is alone is lent up to `threads` cores; with others waiting, each gets one.
     """
 
-    def __init__(self, threads: int = 2, cores: int | None = None) -> None:
-        self._cores = Cores(threads, cores)
+    def __init__(
+        self, threads: int = 2, cores: int | None = None, max_waiting: int = MAX_WAITING
+    ) -> None:
+        self._cores = Cores(threads, cores, max_waiting)
         self._idle: list[Team] = []  # of self._cores.threads threads each
         self._lock = threading.Lock()
 
     def advance(
         self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
     ) -> TrainingState:
-        with self._lent_cores(asker or Asker()) as team:
+        with self._lent_cores(asker) as team:
             return trainer.advance(state, plan, team)
 
     def test_accuracy(self, state: TrainingState) -> float:
-        with self._lent_cores(Asker()) as team:
+        with self._lent_cores() as team:
             return trainer.test_accuracy(state, team)
 
     def recall(self, key: str) -> TrainingState | None:
         return None
 
     @contextmanager
-    def _lent_cores(self, asker: Asker) -> Iterator[Team]:
-        with self._cores.lend(asker.gone) as threads:
+    def _lent_cores(self, asker: Asker | None = None) -> Iterator[Team]:
+        with self._cores.lend(asker) as threads:
             team = self._idle_team(threads) if threads > 1 else SERIAL
             try:
                 yield team

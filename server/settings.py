@@ -6,6 +6,8 @@ name of its variable.
 | variable | default | meaning |
 |---|---|---|
 | ML_TRAINER_MAX_SESSIONS | 64 | sessions open at once; one more is refused at once |
+| ML_TRAINER_MAX_WAITING | 256 | epochs that wait for a core; one more training is refused |
+| ML_TRAINER_SESSION_MB | 64 | megabytes of training state in a session; a larger task is refused |
 | ML_TRAINER_SESSION_TIMEOUT | 3600 | seconds of silence until a session is closed; 0: never |
 | ML_TRAINER_THREADS | 2 | threads that may compute the shards of one step, at most the free cores |
 | ML_TRAINER_RUNNER | pool | pool: the server trains in worker processes; inline: in its own |
@@ -42,6 +44,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    session_mb: Annotated[int, Field(ge=1)] = 64
     session_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0  # seconds; 0: none
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     runner: Literal["pool", "inline"] = "pool"  # of a server; in process it is always inline

@@ -143,6 +143,12 @@ def next_key(key: str, plan: EpochPlan) -> str:
     return hashlib.sha256(f"{key}|{plan.model_dump_json()}".encode()).hexdigest()
 
 
+def most_bytes(state: TrainingState) -> int:
+    """What the tensors of a state of this run weigh at most: two checkpoints and the moments."""
+    one = state.current
+    return (2 + max(MOMENTS.values())) * one.weights.nbytes + 2 * one.statistics.nbytes
+
+
 def test_accuracy(state: TrainingState, team: Team = SERIAL) -> float:
     """Hidden-test accuracy of the best checkpoint, for grading alone."""
     with _modes("fp32"):

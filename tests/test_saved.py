@@ -20,7 +20,7 @@ from real import SUBMIT, Player, configure, engine, rate, run
 from states import value
 
 from ml_trainer_env import MLTrainerEnv
-from ml_trainer_env.server import ml_trainer_environment as environment
+from ml_trainer_env.server import process
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.saved import SavedEpisodes
 from ml_trainer_env.server.sharing import SharingRunner
@@ -159,7 +159,7 @@ class Process:
         self.snapshots = Snapshots(10**9, SnapshotFolder(path / "states", 10**9))
         self.runner = SharingRunner(engine(), self.snapshots)
         saved = SavedEpisodes(path / "episodes")
-        monkeypatch.setattr(environment, "_saved_episodes", lambda: saved)
+        monkeypatch.setattr(process, "saved_episodes", lambda: saved)
 
     def player(self) -> Player:
         return Player(runner=self.runner)

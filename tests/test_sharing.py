@@ -168,7 +168,7 @@ def test_in_the_queue_for_a_core_one_can_leave_at_once() -> None:
     with runner._cores.lend(), pytest.raises(CalledOff):
         runner.advance(untrained(), PLAN, Asker(lambda: True))
     assert runner._cores.waiting == 0
-    with runner._cores.lend(lambda: True) as threads:  # a turn that comes at once is taken
+    with runner._cores.lend(Asker(lambda: True)) as threads:  # a turn that comes at once is taken
         assert threads == 1
 
 

@@ -1,4 +1,4 @@
-"""Many sessions, killed workers and clients that vanish: every episode that remains is untouched."""
+"""Many sessions, killed workers, vanishing clients: every episode that remains is untouched."""
 
 from __future__ import annotations
 

@@ -1,0 +1,71 @@
+"""What all sessions of a process share, as its settings say; made when first needed.
+
+A server trains in worker processes, an environment inside another program in that program's own
+process; both share epochs between their sessions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ml_trainer_env.server import settings
+from ml_trainer_env.server.saved import SavedEpisodes
+from ml_trainer_env.server.tasks import Task
+from ml_trainer_env.server.validation import ActionError
+
+if TYPE_CHECKING:  # importing them for real would load torch
+    from ml_trainer_env.server.pool import PoolRunner
+    from ml_trainer_env.server.runner import Runner
+    from ml_trainer_env.server.trainer import TrainingState
+
+
+def begin(task: Task, seed: int) -> TrainingState:
+    """The untrained network. Raises `ActionError` for a task that is too large for a session."""
+    from ml_trainer_env.server import trainer  # torch: only once training is asked for
+
+    chosen = settings.current()
+    workload = trainer.Workload(task.network, task.dataset, task.shards, task.version)
+    training = trainer.start(workload, seed, chosen.precision)
+    needed, allowed = trainer.most_bytes(training), chosen.session_mb * 2**20
+    if needed > allowed:
+        raise ActionError(
+            f"task_id: a session of {task.task_id} holds up to {needed / 2**20:.1f} MB, and this "
+            f"server allows {chosen.session_mb} MB (ML_TRAINER_SESSION_MB)"
+        )
+    return training
+
+
+@cache
+def saved_episodes() -> SavedEpisodes:
+    """What can be forked, and with a state folder resumed."""
+    folder = settings.current().state_dir
+    return SavedEpisodes(folder / "episodes" if folder else None)
+
+
+@cache
+def inline_runner() -> Runner:
+    """Trains in the threads of this process."""
+    from ml_trainer_env.server.runner import InlineRunner
+    from ml_trainer_env.server.sharing import shared
+
+    chosen = settings.current()
+    return shared(InlineRunner(chosen.threads, max_waiting=chosen.max_waiting), chosen)
+
+
+@cache
+def server_runner() -> Runner:
+    """In worker processes, unless the settings say otherwise."""
+    from ml_trainer_env.server.sharing import shared
+
+    chosen = settings.current()
+    return shared(pool(), chosen) if chosen.runner == "pool" else inline_runner()
+
+
+@cache
+def pool() -> PoolRunner:
+    """Needs no closing: the workers end with this process."""
+    from ml_trainer_env.server.pool import PoolRunner
+
+    chosen = settings.current()
+    return PoolRunner(chosen.threads, max_waiting=chosen.max_waiting)
