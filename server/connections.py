@@ -6,7 +6,8 @@ session. This ASGI middleware sits before its doors and guarantees:
 - `current_connection` tells the code that serves a client, at any time, whether it is still there;
 - a WebSocket on which nothing has been asked for `idle_timeout` seconds is closed, which frees its
   place; a step in progress is not silence;
-- what is malformed is answered with an error (`server/messages.py`) and the session goes on.
+- what is malformed is answered with an error (`server/messages.py`) and the session goes on;
+- whoever finds no place is told at once, and when to try again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml_trainer_env.server import messages
+from ml_trainer_env.server.turnover import Turnover
 
 READ_AHEAD = 32  # messages read while a step is in progress; beyond them, the end goes unseen
 POLICY_CLOSE = 1008  # WebSocket close code: the client broke a rule, here that of the timeout
@@ -52,6 +54,7 @@ class Connections:
     def __init__(self, app: ASGIApp, idle_timeout: float | None = None) -> None:
         self.app = app
         self.idle_timeout = idle_timeout
+        self._sessions = Turnover()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -67,7 +70,7 @@ class Connections:
     ) -> None:
         connection = Connection()
         ahead: asyncio.Queue[Message] = asyncio.Queue(READ_AHEAD)
-        timed_out = False
+        timed_out = refused = False
 
         async def read_ahead() -> None:
             while not connection.lost():
@@ -93,13 +96,18 @@ class Connections:
                 await send({"type": "websocket.send", "text": answer})
 
         async def send_or_explain(message: Message) -> None:
+            nonlocal refused
             if timed_out and message["type"] == "websocket.close":
                 reason = f"nothing was asked for {self.idle_timeout:g} s"
                 message = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": reason}
-            await send(message)
+            hinted = self._hinted(message)
+            refused |= hinted is not message
+            await send(hinted)
 
         async with _background(read_ahead()), _serving(connection):
             await self.app(scope, next_message, send_or_explain)
+        if not refused:
+            self._sessions.freed()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)
@@ -123,8 +131,30 @@ class Connections:
             await connection.wait_lost()
             return {"type": "http.disconnect"}
 
+        start: Message | None = None
+
+        async def send_hinted(message: Message) -> None:
+            """The start waits for the body, which OpenEnv sends in one piece, for its length."""
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            hinted = self._hinted(message)
+            if start is not None:
+                await send(start if hinted is message else _with_length(start, hinted["body"]))
+                start = None
+            await send(hinted)
+
         async with _background(watch()), _serving(connection):
-            await self.app(scope, replay, send)
+            await self.app(scope, replay, send_hinted if scope["path"] == "/mcp" else send)
+
+    def _hinted(self, message: Message) -> Message:
+        """The very `message`, unless it refuses a place: then it says when to try again."""
+        for part in ("text", "body"):
+            answer = message.get(part)
+            if answer and messages.is_refusal(answer):
+                return {**message, part: messages.with_retry_hint(answer, self._sessions.seconds)}
+        return message
 
 
 @asynccontextmanager
@@ -161,6 +191,12 @@ async def _body(receive: Receive) -> bytes | None:
         if not message.get("more_body", False):
             break
     return body
+
+
+def _with_length(start: Message, body: bytes) -> Message:
+    """The start of an answer that has this body."""
+    headers = [header for header in start["headers"] if header[0] != b"content-length"]
+    return {**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
 
 
 async def _answer(send: Send, status: int, content: dict[str, Any]) -> None:

@@ -67,7 +67,8 @@ class Cores:
     def _wait_for_turn(self, asker: Asker) -> int:
         place = object()
         with self._changed:
-            if not asker.admitted and len(self._queue) >= self._max_waiting:
+            must_wait = self._queue or not self._free
+            if must_wait and not asker.admitted and len(self._queue) >= self._max_waiting:
                 raise QueueFull(self._refusal())
             self._queue.append(place)
             try:

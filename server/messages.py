@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from openenv.core.env_server.mcp_types import (
     CallToolAction,
@@ -93,6 +93,23 @@ def http_refusal(path: str, body: bytes) -> tuple[int, dict[str, Any]] | None:
     except ActionError as error:
         return (413 if len(body) > MAX_BYTES else 422), {"detail": str(error)}
     return None
+
+
+_AT_CAPACITY = "Cannot accept new connections"  # how OpenEnv ends its refusal, at every door
+Text = TypeVar("Text", str, bytes)
+
+
+def is_refusal(answer: str | bytes) -> bool:
+    """Whether OpenEnv answers that all places are taken."""
+    return _AT_CAPACITY in (answer if isinstance(answer, str) else answer.decode())
+
+
+def with_retry_hint(refusal: Text, seconds: int) -> Text:
+    """The refusal, with when to try again."""
+    hint = f"{_AT_CAPACITY}; try again in about {seconds} s"
+    if isinstance(refusal, bytes):
+        return refusal.replace(_AT_CAPACITY.encode(), hint.encode())
+    return refusal.replace(_AT_CAPACITY, hint)
 
 
 WEBSOCKET_DOORS: dict[str, Callable[[str], str | None]] = {
