@@ -3,10 +3,10 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo serve test check format bench calibrate lock docker clean
+.PHONY: help setup data demo serve test check format bench bench-sessions calibrate lock docker clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## build .venv: locked packages, CPU build of torch, development tools
 	@scripts/setup.sh
@@ -35,6 +35,9 @@ format: setup ## format and fix what can be fixed
 
 bench: data ## speed against the usual way of training; last line is JSON
 	@$(PY) benchmarks/bench.py $(ARGS)
+
+bench-sessions: data ## many sessions at once: throughput, sharing, forks; last line is JSON
+	@$(PY) benchmarks/sessions.py $(ARGS)
 
 calibrate: data ## the runs behind the scales: ARGS='report', 'search TASK', 'confirm TASK'
 	@$(PY) benchmarks/calibrate.py $(ARGS)

@@ -10,11 +10,12 @@ Guarantees:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+import struct
 import tempfile
 import threading
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".state"
 UNFINISHED = ".unfinished"
-_DIGEST = hashlib.sha256().digest_size  # bytes before the state in a file
+_CHECKSUM = struct.Struct("<I")  # before the state in a file; against damage, not against malice
 
 
 class Snapshots:
@@ -122,8 +123,8 @@ class SnapshotFolder:
         file = self._file(key)
         try:
             content = file.read_bytes()
-            digest, body = content[:_DIGEST], content[_DIGEST:]
-            if hashlib.sha256(body).digest() != digest:
+            checksum, body = content[: _CHECKSUM.size], content[_CHECKSUM.size :]
+            if _checksum(body) != checksum:
                 raise UnreadableState("its checksum is wrong")
             state = state_bytes.unpack(body)
             if state.key != key:
@@ -149,14 +150,14 @@ class SnapshotFolder:
                 self._sizes.move_to_end(state.key)
                 return
         body = state_bytes.pack(state)
-        size = _DIGEST + len(body)
+        size = _CHECKSUM.size + len(body)
         if size > self._budget:
             return
         with self._lock:
             self._make_room(size)
             self._sizes[state.key] = size
         try:
-            _write(self._file(state.key), hashlib.sha256(body).digest(), body)
+            _write(self._file(state.key), _checksum(body), body)
         except OSError as error:
             log.warning("%s: %s; the state was not written", self.path, error)
             self._remove(state.key)
@@ -177,6 +178,10 @@ class SnapshotFolder:
 
     def _file(self, key: str) -> Path:
         return self.path / f"{key}{SUFFIX}"
+
+
+def _checksum(body: bytes) -> bytes:
+    return _CHECKSUM.pack(zlib.crc32(body))
 
 
 def _write(file: Path, *parts: bytes) -> None:

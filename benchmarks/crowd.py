@@ -1,0 +1,123 @@
+"""Many sessions at once, as a server has them: environments on one runner, a thread for each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, Self
+
+from openenv.core.env_server.mcp_types import CallToolAction
+
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.runner import Runner
+from ml_trainer_env.server.saved import SavedEpisodes
+
+Moves = Sequence[tuple[str, dict[str, Any]]]
+
+CONFIGURE = ("configure_training", {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 64})
+
+
+def run(epochs: int) -> tuple[str, dict[str, Any]]:
+    return "run_epochs", {"num_epochs": epochs}
+
+
+class Crowd:
+    """One session for each seed, ready to play."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        task_id: str,
+        seeds: Sequence[int],
+        saved: SavedEpisodes | None = None,
+    ) -> None:
+        saved = saved or SavedEpisodes()
+        self._sessions = [MLTrainerEnvironment(runner, saved=saved) for _ in seeds]
+        for session, seed in zip(self._sessions, seeds, strict=True):
+            session.reset(seed=seed, task_id=task_id)
+
+    def play(self, moves: Sequence[Moves]) -> float:
+        """The seconds until every session has made its own moves. Raises RuntimeError."""
+        with ThreadPoolExecutor(len(self._sessions)) as threads:
+            begin = time.perf_counter()
+            list(threads.map(_play, self._sessions, moves))
+            return time.perf_counter() - begin
+
+    @property
+    def episode_ids(self) -> list[str]:
+        return [session.state.episode_id or "" for session in self._sessions]
+
+    @property
+    def state_bytes(self) -> int:
+        """What the training states weigh that the sessions hold."""
+        states = [session._run.episode.now.training for session in self._sessions if session._run]
+        tensors = {
+            id(tensor): tensor.nbytes
+            for state in states
+            for checkpoint in (state.current, state.best_checkpoint)
+            for tensor in (checkpoint.weights, checkpoint.statistics, *state.moments)
+        }
+        return sum(tensors.values())
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
+
+
+def _play(session: MLTrainerEnvironment, moves: Moves) -> None:
+    for tool, arguments in moves:
+        observation: Any = session.step(CallToolAction(tool_name=tool, arguments=arguments))
+        if observation.error is not None:
+            raise RuntimeError(f"{tool}: {observation.error.message}")
+
+
+class Side:
+    """Processes that train without this environment (`side.py`), asked all at once."""
+
+    def __init__(self, kind: str, task_id: str, numbers: Sequence[int]) -> None:
+        self._commands = [
+            [sys.executable, "-m", "ml_trainer_env.benchmarks.side", kind, task_id, str(number)]
+            for number in numbers
+        ]
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        self._processes = [
+            self._stack.enter_context(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                )
+            )
+            for command in self._commands
+        ]
+        for process in self._processes:
+            self._line(process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            assert process.stdin
+            process.stdin.close()  # the end of its input ends it
+        self._stack.close()
+
+    def train(self, epochs: int) -> float:
+        """The seconds until each of them has trained that many."""
+        begin = time.perf_counter()
+        for process in self._processes:
+            assert process.stdin
+            print(epochs, file=process.stdin, flush=True)
+        for process in self._processes:
+            self._line(process)
+        return time.perf_counter() - begin
+
+    @staticmethod
+    def _line(process: subprocess.Popen[str]) -> str:
+        assert process.stdout
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError("a process that trains ended; its error is above")
+        return line

@@ -1,0 +1,281 @@
+"""Many sessions: throughput against plain processes, sharing, forks, memory. `make bench-sessions`.
+
+Alone on the machine, about 10 minutes on two cores; the last line of output is one JSON object.
+What is compared alternates within the run. It asserts nothing: targets stand beside the figures.
+
+    make bench-sessions ARGS='--quick --tasks easy_mnist'
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ml_trainer_env.benchmarks.crowd import CONFIGURE, Crowd, Side, run
+from ml_trainer_env.benchmarks.timing import Spread, seconds_of
+from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.server import trainer
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.pool import PoolRunner
+from ml_trainer_env.server.runner import Runner
+from ml_trainer_env.server.saved import SavedEpisodes
+from ml_trainer_env.server.sharing import SharingRunner
+from ml_trainer_env.server.snapshots import SnapshotFolder, Snapshots
+from ml_trainer_env.server.tasks import TASKS
+
+MB = 2**20
+BUDGET = 512 * MB  # of snapshots, the server's default
+CORES = 2
+FEW, MANY = 8, 64  # sessions
+TARGETS: dict[TaskId, float] = {"easy_mnist": 0.80, "medium_fashion": 0.90, "hard_cifar": 0.95}
+SHARING_TARGET, IDENTICAL_TARGET = 1.6, 1.05
+FORK_TARGET, IDLE_TARGET = 0.020, 8.0  # seconds, MB
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Epochs of each session, or process, in one repetition."""
+
+    few: int
+    many: int
+    plain: int
+    threads: int
+
+
+AMOUNTS: dict[TaskId, Amount] = {
+    "easy_mnist": Amount(few=20, many=5, plain=80, threads=2),
+    "medium_fashion": Amount(few=4, many=1, plain=12, threads=1),
+    "hard_cifar": Amount(few=2, many=1, plain=8, threads=1),
+}
+
+_seeds = itertools.count(1)  # never the same twice: nothing is shared by accident
+
+
+@contextmanager
+def serving(*, sharing: bool = True) -> Iterator[Runner]:
+    """The server's own runner, its workers warm."""
+    pool = PoolRunner(threads=2, cores=CORES)
+    pool.prepare(TASKS[task_id].dataset for task_id in TASK_IDS)
+    yield SharingRunner(pool, Snapshots(BUDGET)) if sharing else pool
+    pool.close()
+
+
+def fresh(count: int) -> list[int]:
+    return list(itertools.islice(_seeds, count))
+
+
+def crowd_rate(runner: Runner, task_id: TaskId, sessions: int, epochs: int) -> float:
+    """Epochs per second of that many sessions, all of different seeds."""
+    crowd = Crowd(runner, task_id, fresh(sessions))
+    crowd.play([[CONFIGURE]] * sessions)
+    seconds = crowd.play([[run(epochs)]] * sessions)
+    crowd.close()
+    return sessions * epochs / seconds
+
+
+def throughput(task_id: TaskId, repetitions: int) -> dict[str, Any]:
+    """Epochs per second: plain processes, few and many sessions, threads in the usual way."""
+    amount, rates = AMOUNTS[task_id], dict[str, list[float]]()
+
+    def note(name: str, rate: float) -> None:
+        rates.setdefault(name, []).append(rate)
+
+    with serving() as runner, Side("engine", task_id, range(CORES)) as plain:
+        crowd_rate(runner, task_id, FEW, 1)
+        for _ in range(repetitions):
+            note("plain", CORES * amount.plain / plain.train(amount.plain))
+            note("few", crowd_rate(runner, task_id, FEW, amount.few))
+            note("plain", CORES * amount.plain / plain.train(amount.plain))
+            note("many", crowd_rate(runner, task_id, MANY, amount.many))
+    with Side("threads", task_id, [FEW]) as usual:
+        for _ in range(min(2, repetitions)):
+            note("threads", FEW * amount.threads / usual.train(amount.threads))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "epochs_per_second": {name: spread(values) for name, values in rates.items()},
+        "few_over_plain": judged(middle["few"] / middle["plain"], TARGETS[task_id]),
+        "many_over_plain": judged(middle["many"] / middle["plain"], TARGETS[task_id]),
+        "few_over_threads": middle["few"] / middle["threads"],
+    }
+
+
+def group(task_id: TaskId, repetitions: int) -> dict[str, Any]:
+    """A group that starts alike, then parts: seconds with sharing and without."""
+    branches = [
+        [CONFIGURE, run(10), ("adjust_learning_rate", {"new_lr": 0.0005 * (k + 1)}), run(10)]
+        for k in range(FEW)
+    ]
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repetitions):
+        for sharing in (False, True):
+            with serving(sharing=sharing) as runner:
+                crowd_rate(runner, task_id, CORES, 1)  # warm
+                crowd = Crowd(runner, task_id, fresh(1) * FEW)
+                seconds[sharing].append(crowd.play(branches))
+                crowd.close()
+    gain = statistics.median(seconds[False]) / statistics.median(seconds[True])
+    return {
+        "seconds_shared": spread(seconds[True]),
+        "seconds_unshared": spread(seconds[False]),
+        "gain": judged(gain, SHARING_TARGET),
+    }
+
+
+def identical(task_id: TaskId, repetitions: int) -> dict[str, Any]:
+    """Identical episodes, all at once, against one alone."""
+    episode = [CONFIGURE, run(20), ("submit_model", {})]
+    seconds: dict[int, list[float]] = {1: [], FEW: []}
+    with serving() as runner:
+        crowd_rate(runner, task_id, CORES, 1)
+        for _ in range(repetitions):
+            for count, taken in seconds.items():
+                crowd = Crowd(runner, task_id, fresh(1) * count)
+                taken.append(crowd.play([episode] * count))
+                crowd.close()
+    cost = statistics.median(seconds[FEW]) / statistics.median(seconds[1])
+    return {
+        "seconds_one": spread(seconds[1]),
+        "seconds_eight": spread(seconds[FEW]),
+        "cost": judged(cost, IDENTICAL_TARGET, at_most=True),
+    }
+
+
+def forks(repetitions: int) -> dict[str, Any]:
+    """Seconds of a fork of a trained hard session, and of its resumption by another process."""
+    taken: dict[str, list[float]] = {"fork": [], "resume": []}
+    with tempfile.TemporaryDirectory() as folder, serving(sharing=False) as pool:
+        states, episodes = Path(folder, "states"), Path(folder, "episodes")
+
+        def server() -> tuple[Runner, SavedEpisodes]:
+            """What a server holds that has just started over these folders."""
+            snapshots = Snapshots(BUDGET, SnapshotFolder(states, 4 * BUDGET))
+            return SharingRunner(pool, snapshots), SavedEpisodes(episodes)
+
+        runner, saved = server()
+        parent = Crowd(runner, "hard_cifar", fresh(1), saved)
+        parent.play([[CONFIGURE, run(3)]])
+        (episode_id,) = parent.episode_ids
+        for _ in range(repetitions):
+            child = MLTrainerEnvironment(runner, saved=saved)
+            taken["fork"].append(seconds_of(lambda c=child: c.reset(fork_of=episode_id)))
+            child.close()
+            again = MLTrainerEnvironment(server()[0], saved=server()[1])
+            resume: Callable[[], object] = lambda a=again: a.reset(  # noqa: E731
+                fork_of=episode_id, episode_id=episode_id
+            )
+            taken["resume"].append(seconds_of(resume))
+            again.close()
+        parent.close()
+    return {
+        name: judged(statistics.median(values), FORK_TARGET, at_most=True)
+        | {"seconds": spread(values)}
+        for name, values in taken.items()
+    }
+
+
+def idle(count: int) -> dict[str, Any]:
+    """MB of resident memory that one more idle, trained hard session takes above its state."""
+    with serving(sharing=False) as runner:
+        crowds = [Crowd(runner, "hard_cifar", fresh(count))]
+        crowds[0].play([[CONFIGURE, run(1)]] * count)  # fills what was freed before
+        before = resident_bytes()
+        crowds.append(Crowd(runner, "hard_cifar", fresh(count)))
+        crowds[1].play([[CONFIGURE, run(1)]] * count)
+        each = (resident_bytes() - before) / count / MB
+        state = crowds[1].state_bytes / count / MB
+        for crowd in crowds:
+            crowd.close()
+    return {"mb": each, "of_it_state": state} | judged(each - state, IDLE_TARGET, at_most=True)
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell a process its memory")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    each = Spread.of(values)
+    return {"median": each.median, "minimum": each.minimum, "maximum": each.maximum}
+
+
+def judged(value: float, target: float, *, at_most: bool = False) -> dict[str, Any]:
+    met = value <= target if at_most else value >= target
+    return {"value": value, "target": target, "met": met}
+
+
+def measure(task_ids: Sequence[TaskId], quick: bool, console: Console) -> dict[str, Any]:
+    repetitions = 1 if quick else 3
+    trainer.configure_process()
+    results: dict[str, Any] = {"quick": quick, "tasks": {}}
+    for task_id in task_ids:
+        with console.status(f"{task_id}: throughput"):
+            results["tasks"][task_id] = throughput(task_id, repetitions)
+    for task_id in task_ids[:1] if quick else task_ids[:2]:
+        with console.status(f"{task_id}: groups"):
+            results["tasks"][task_id]["group"] = group(task_id, repetitions)
+            results["tasks"][task_id]["identical"] = identical(task_id, repetitions)
+    with console.status("forks and memory"):
+        results |= forks(repetitions=5 if quick else 20)
+        results["idle_session"] = idle(count=4 if quick else 16)
+    return results
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    table = Table("figure", "median", "target", "met", title="Many sessions on two cores")
+
+    def row(name: str, figure: dict[str, Any], unit: str = "") -> None:
+        met = "yes" if figure["met"] else "[bold]no[/bold]"
+        table.add_row(name, f"{figure['value']:.3g}{unit}", f"{figure['target']:g}{unit}", met)
+
+    for task_id, each in results["tasks"].items():
+        row(f"{task_id}: {FEW} sessions over two processes", each["few_over_plain"])
+        row(f"{task_id}: {MANY} sessions over two processes", each["many_over_plain"])
+        rates = {name: f"{r['median']:.3g}" for name, r in each["epochs_per_second"].items()}
+        table.add_row(f"{task_id}: epochs/s", str(rates), "", "")
+        table.add_row(
+            f"{task_id}: {FEW} sessions over {FEW} usual threads",
+            f"{each['few_over_threads']:.3g}",
+            "",
+            "",
+        )
+        if "group" in each:
+            row(f"{task_id}: a group of {FEW}, sharing on over off", each["group"]["gain"])
+            row(f"{task_id}: {FEW} identical episodes over one", each["identical"]["cost"])
+    for name in ("fork", "resume"):
+        row(f"{name} of a hard session", results[name], " s")
+    row("one more idle hard session, above its state", results["idle_session"], " MB")
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="make bench-sessions", description="Many sessions.")
+    parser.add_argument("--tasks", nargs="+", choices=TASK_IDS, default=list(TASK_IDS))
+    parser.add_argument("--quick", action="store_true", help="once each, to see that it runs")
+    options = parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    begin = time.perf_counter()
+    results = measure(options.tasks, options.quick, console)
+    results["wall_seconds"] = time.perf_counter() - begin
+    show(results, console)
+    print(json.dumps(results, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()
