@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo serve test check format bench bench-sessions calibrate lock docker clean
+.PHONY: help setup data demo serve test check format bench bench-sessions soak calibrate lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,6 +38,9 @@ bench: data ## speed against the usual way of training; last line is JSON
 
 bench-sessions: data ## many sessions at once: throughput, sharing, forks; last line is JSON
 	@$(PY) benchmarks/sessions.py $(ARGS)
+
+soak: data ## ten minutes of many clients, killed workers and vanishing clients
+	@$(PY) benchmarks/soak.py $(ARGS)
 
 calibrate: data ## the runs behind the scales: ARGS='report', 'search TASK', 'confirm TASK'
 	@$(PY) benchmarks/calibrate.py $(ARGS)

@@ -52,6 +52,12 @@ class Crowd:
         return [session.state.episode_id or "" for session in self._sessions]
 
     @property
+    def scores(self) -> list[float]:
+        """Of the episodes that have ended."""
+        grades = [session._run.episode.now.grade for session in self._sessions if session._run]
+        return [grade.score for grade in grades if grade]
+
+    @property
     def state_bytes(self) -> int:
         """What the training states weigh that the sessions hold."""
         states = [session._run.episode.now.training for session in self._sessions if session._run]

@@ -102,7 +102,10 @@ class Connections:
                 message = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": reason}
             hinted = self._hinted(message)
             refused |= hinted is not message
-            await send(hinted)
+            try:
+                await send(hinted)
+            except OSError:  # it vanished: nobody is left to be told
+                connection.lose()
 
         async with _background(read_ahead()), _serving(connection):
             await self.app(scope, next_message, send_or_explain)

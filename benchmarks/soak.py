@@ -1,0 +1,220 @@
+"""The soak: many clients of a real server, workers killed, clients vanishing. `make soak`.
+
+For ten minutes 64 clients play short episodes of all three tasks over the WebSocket. Every 20 s a
+worker process is killed; at random, one client in five vanishes in the middle of an episode and
+another comes. In the end every finished episode must have the score that it has alone, to the bit;
+no place may be taken; memory must be flat. Exit status 1 if not. The last line is JSON.
+
+    make soak ARGS='--minutes 1 --sessions 16'
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from rich.console import Console
+
+from ml_trainer_env.benchmarks.crowd import Crowd, run
+from ml_trainer_env.client import MLTrainerEnv
+from ml_trainer_env.demo import CLIENT_ERRORS, local_server
+from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.server import trainer
+from ml_trainer_env.server.runner import InlineRunner
+
+LOG = Path("outputs") / "logs" / "soak-server.log"
+KILL_EVERY = 20.0  # seconds
+VANISHING = 0.2  # share of the episodes whose client vanishes
+SETTLE = 30.0  # seconds that the server gets to notice the last ones
+FLAT = 1.05  # memory of the last third over that of the middle one
+EPOCHS: dict[TaskId, int] = {"easy_mnist": 6, "medium_fashion": 2, "hard_cifar": 1}
+SCRIPTS = 24
+
+
+class Script(NamedTuple):
+    """An episode: what decides its score."""
+
+    task_id: TaskId
+    seed: int
+    learning_rate: float
+
+    @property
+    def moves(self) -> list[tuple[str, dict[str, Any]]]:
+        epochs = EPOCHS[self.task_id]
+        first = {"optimizer": "adamw", "learning_rate": self.learning_rate, "dropout": 0.1}
+        return [
+            ("configure_training", first),
+            run(epochs),
+            ("toggle_augmentation", {"enabled": True, "strength": 0.5}),
+            run(epochs),
+            ("submit_model", {}),
+        ]
+
+
+def scripts() -> list[Script]:
+    tasks = [TASK_IDS[number % len(TASK_IDS)] for number in range(SCRIPTS)]
+    return [Script(task, k, 0.001 * (1 + k % 4)) for k, task in enumerate(tasks)]
+
+
+def alone(script: Script) -> float:
+    """The score of the episode, played by itself in this process."""
+    crowd = Crowd(InlineRunner(threads=1), script.task_id, [script.seed])
+    crowd.play([script.moves])
+    (score,) = crowd.scores
+    crowd.close()
+    return score
+
+
+class Soak:
+    """What happened."""
+
+    def __init__(self, url: str, chance: random.Random) -> None:
+        self.url, self.chance = url, chance
+        self.scores: list[tuple[Script, float]] = []
+        self.vanished = self.killed = 0
+        self.memory: list[float] = []  # MB of server and workers, second by second
+
+    async def client(self, plan: Sequence[Script], until: float) -> None:
+        """Play one episode after another, each in a session of its own."""
+        while time.monotonic() < until:
+            script = self.chance.choice(plan)
+            vanish_at = self.chance.randrange(1, len(script.moves))
+            vanishes = self.chance.random() < VANISHING
+            env = MLTrainerEnv(base_url=self.url)
+            await env.reset(task_id=script.task_id, seed=script.seed)
+            for number, (tool, arguments) in enumerate(script.moves):
+                call = asyncio.create_task(env.call_tool(tool, **arguments))
+                if vanishes and number == vanish_at:
+                    await asyncio.sleep(self.chance.uniform(0, 1))
+                    assert env._ws is not None
+                    env._ws.transport.abort()  # no farewell
+                    with suppress(*CLIENT_ERRORS):
+                        await call
+                    self.vanished += 1
+                    break
+                status = await call
+                if status.grade:
+                    self.scores.append((script, status.grade.score))
+            with suppress(*CLIENT_ERRORS):  # nobody listens to who has vanished
+                await env.close()
+
+    async def killer(self, every: float) -> None:
+        """Kill a worker, busy or idle, again and again."""
+        while True:
+            await asyncio.sleep(every)
+            workers = children(server_of(self.url))
+            if workers:
+                os.kill(self.chance.choice(workers), signal.SIGKILL)
+                self.killed += 1
+
+    async def watch(self) -> None:
+        while True:
+            server = server_of(self.url)
+            self.memory.append(sum(map(megabytes, [server, *children(server)])))
+            await asyncio.sleep(1)
+
+    async def run(self, sessions: int, seconds: float, kill_every: float) -> None:
+        until = time.monotonic() + seconds
+        beside = [asyncio.create_task(self.killer(kill_every)), asyncio.create_task(self.watch())]
+        plan = scripts()
+        await asyncio.gather(*(self.client(plan, until) for _ in range(sessions)))
+        for task in beside:
+            task.cancel()
+
+
+def server_of(url: str) -> int:
+    """The process that serves `url`."""
+    port = url.rpartition(":")[2]
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if f"--port\0{port}\0" in file.read_text(encoding="utf-8"):
+                return int(file.parent.name)
+    raise RuntimeError("the server is gone")
+
+
+def children(pid: int) -> list[int]:
+    text = ""
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            text += file.read_text(encoding="utf-8")
+    return [int(child) for child in text.split()]
+
+
+def megabytes(pid: int) -> float:
+    """Memory of its own; what it shares with others is counted once, by its share."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def places_taken(url: str, sessions: int) -> int:
+    """How many of the server's places are still taken, once it had time to notice the last ends."""
+    create = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create", "params": {}}
+    free = 0
+    deadline = time.monotonic() + SETTLE
+    while free < sessions and time.monotonic() < deadline:
+        if "result" in httpx.post(f"{url}/mcp", json=create, timeout=60).json():
+            free += 1
+        else:
+            time.sleep(1)
+    return sessions - free
+
+
+def judge(soak: Soak, taken: int, expected: dict[Script, float]) -> dict[str, Any]:
+    wrong = [script for script, score in soak.scores if score != expected[script]]
+    third = len(soak.memory) // 3
+    middle = statistics.median(soak.memory[third : 2 * third])
+    last = statistics.median(soak.memory[2 * third :])
+    return {
+        "episodes": len(soak.scores),
+        "different_scores": len(wrong),
+        "vanished": soak.vanished,
+        "killed": soak.killed,
+        "places_taken": taken,
+        "memory_mb": {"middle": round(middle), "last": round(last), "peak": max(soak.memory)},
+        "passed": bool(soak.scores) and not wrong and not taken and last <= FLAT * middle,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make soak", description="Many clients and accidents.")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--sessions", type=int, default=64)
+    parser.add_argument("--kill-every", type=float, default=KILL_EVERY, help="seconds")
+    parser.add_argument("--sharing", choices=("on", "off"), default="off", help="of epochs")
+    options = parser.parse_args(argv)
+    console = Console()
+    os.environ |= {
+        "ML_TRAINER_MAX_SESSIONS": str(options.sessions),
+        "ML_TRAINER_SHARING": options.sharing,
+        "ML_TRAINER_VERIFY_SHARED": "0.1",
+    }
+    trainer.configure_process()
+    with console.status("the episodes alone"):
+        expected = {script: alone(script) for script in scripts()}
+    with local_server(LOG) as url, console.status(f"{options.sessions} clients, see {LOG}"):
+        soak = Soak(url, random.Random(0))
+        asyncio.run(soak.run(options.sessions, 60 * options.minutes, options.kill_every))
+        # A client that has just vanished has a place until the server has noticed.
+        taken = places_taken(url, options.sessions)
+    found = judge(soak, taken, expected)
+    print(json.dumps(found))
+    return 0 if found["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
