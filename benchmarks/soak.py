@@ -18,6 +18,7 @@ import random
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ import httpx
 from rich.console import Console
 
 from ml_trainer_env.benchmarks.crowd import Crowd, run
+from ml_trainer_env.benchmarks.timing import seconds_of
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.demo import CLIENT_ERRORS, local_server
 from ml_trainer_env.models import TASK_IDS, TaskId
@@ -85,6 +87,7 @@ class Soak:
         self.scores: list[tuple[Script, float]] = []
         self.vanished = self.killed = 0
         self.memory: list[float] = []  # MB of server and workers, second by second
+        self.health: list[float] = []  # seconds that `/health` took, second by second
 
     async def client(self, plan: Sequence[Script], until: float) -> None:
         """Play one episode after another, each in a session of its own."""
@@ -119,19 +122,24 @@ class Soak:
                 os.kill(self.chance.choice(workers), signal.SIGKILL)
                 self.killed += 1
 
-    async def watch(self) -> None:
-        while True:
-            server = server_of(self.url)
-            self.memory.append(sum(map(megabytes, [server, *children(server)])))
-            await asyncio.sleep(1)
+    def watch(self, over: threading.Event) -> None:
+        """In a thread of its own, so that the clients' own work is not measured."""
+        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as http:
+            while not over.wait(1):
+                self.health.append(seconds_of(lambda: http.get("/health").raise_for_status()))
+                server = server_of(self.url)
+                self.memory.append(sum(map(megabytes, [server, *children(server)])))
 
     async def run(self, sessions: int, seconds: float, kill_every: float) -> None:
         until = time.monotonic() + seconds
-        beside = [asyncio.create_task(self.killer(kill_every)), asyncio.create_task(self.watch())]
+        killer = asyncio.create_task(self.killer(kill_every))
+        over = threading.Event()
+        watching = asyncio.create_task(asyncio.to_thread(self.watch, over))
         plan = scripts()
         await asyncio.gather(*(self.client(plan, until) for _ in range(sessions)))
-        for task in beside:
-            task.cancel()
+        over.set()
+        await watching
+        killer.cancel()
 
 
 def server_of(url: str) -> int:
@@ -185,6 +193,11 @@ def judge(soak: Soak, taken: int, expected: dict[Script, float]) -> dict[str, An
         "vanished": soak.vanished,
         "killed": soak.killed,
         "places_taken": taken,
+        "health_ms": {
+            "median": 1000 * statistics.median(soak.health),
+            "p99": 1000 * statistics.quantiles(soak.health, n=100)[98],
+            "max": 1000 * max(soak.health),
+        },
         "memory_mb": {"middle": round(middle), "last": round(last), "peak": max(soak.memory)},
         "passed": bool(soak.scores) and not wrong and not taken and last <= FLAT * middle,
     }
