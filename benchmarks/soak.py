@@ -66,7 +66,7 @@ class Script(NamedTuple):
 
 
 def scripts() -> list[Script]:
-    tasks = [TASK_IDS[number % len(TASK_IDS)] for number in range(SCRIPTS)]
+    tasks: list[TaskId] = [TASK_IDS[number % len(TASK_IDS)] for number in range(SCRIPTS)]
     return [Script(task, k, 0.001 * (1 + k % 4)) for k, task in enumerate(tasks)]
 
 

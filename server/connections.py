@@ -69,6 +69,7 @@ class Connections:
         self, refusal: Callable[[str], str | None], scope: Scope, receive: Receive, send: Send
     ) -> None:
         connection = Connection()
+        send = _unless_vanished(send, connection)
         ahead: asyncio.Queue[Message] = asyncio.Queue(READ_AHEAD)
         timed_out = refused = False
 
@@ -102,10 +103,7 @@ class Connections:
                 message = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": reason}
             hinted = self._hinted(message)
             refused |= hinted is not message
-            try:
-                await send(hinted)
-            except OSError:  # it vanished: nobody is left to be told
-                connection.lose()
+            await send(hinted)
 
         async with _background(read_ahead()), _serving(connection):
             await self.app(scope, next_message, send_or_explain)
@@ -158,6 +156,18 @@ class Connections:
             if answer and messages.is_refusal(answer):
                 return {**message, part: messages.with_retry_hint(answer, self._sessions.seconds)}
         return message
+
+
+def _unless_vanished(send: Send, connection: Connection) -> Send:
+    """`send`, to which the end of the client is no error: nobody is left to be told."""
+
+    async def send_or_lose(message: Message) -> None:
+        try:
+            await send(message)
+        except OSError:
+            connection.lose()
+
+    return send_or_lose
 
 
 @asynccontextmanager
