@@ -76,6 +76,9 @@ class EpisodeState(State):
     task_id: TaskId | None = Field(default=None, description="None before the first reset")
     task_version: int | None = None
     seed: int | None = None
+    engine: str | None = Field(
+        default=None, description="fingerprint: what the bits depend on beside seed and moves"
+    )
     current_epoch: Annotated[int, Field(ge=0, description="epochs of the budget spent")] = 0
     max_epochs: Annotated[int, Field(ge=0)] = 0
     remaining_budget: Annotated[int, Field(ge=0, description="epochs")] = 0

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Writes requirements.lock (what the server needs) and requirements-dev.lock (that and the tools):
-# exact versions and hashes for every platform of pyproject.toml, and no addresses.
+# Writes requirements.lock (what the server needs), requirements-dev.lock (that, what an evaluation
+# needs, and the tools) and requirements-llm.lock (what a local language model adds to
+# that): exact versions and hashes for every platform of pyproject.toml, and no addresses.
 #
 #   scripts/lock.sh                    keep the versions that are locked, add what is missing
 #   scripts/lock.sh --upgrade          take the newest of everything
@@ -23,5 +24,9 @@ compile() {
         --no-emit-package torch --custom-compile-command "make lock" "$@" pyproject.toml >/dev/null
 }
 
-compile --output-file "$root/requirements-dev.lock" --group dev "$@"
+compile --output-file "$root/requirements-dev.lock" --extra evaluate --group dev "$@"
 compile --output-file "$root/requirements.lock" --constraints "$root/requirements-dev.lock" "$@"
+# Only what the language model adds to the development lock.
+compile --output-file "$root/requirements-llm.lock" --constraints "$root/requirements-dev.lock" \
+    --extra evaluate --extra llm --group dev \
+    $(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' "$root/requirements-dev.lock") "$@"

@@ -217,6 +217,7 @@ class MLTrainerEnvironment(MCPEnvironment):
             task_id=task.task_id,
             task_version=task.version,
             seed=run.seed,
+            engine=now.training.engine,
             current_epoch=now.epoch,
             max_epochs=task.max_epochs,
             remaining_budget=task.max_epochs - now.epoch,

@@ -83,6 +83,11 @@ class TrainingState:
         return len(self.history)
 
     @property
+    def engine(self) -> str:
+        """The fingerprint of what trains it, here."""
+        return engine_fingerprint(self.precision)
+
+    @property
     def best(self) -> EpochRecord | None:
         """The epoch with the highest validation accuracy, the earliest on a tie."""
         finished = [r for r in self.history if r.val_accuracy is not None]
@@ -184,6 +189,7 @@ def engine_fingerprint(precision: Precision = "fp32") -> str:
     return " | ".join(parts)
 
 
+@cache
 def _processor() -> str:
     """The processor's model: oneDNN chooses its loops by instruction set and cache sizes."""
     try:

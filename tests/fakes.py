@@ -34,6 +34,7 @@ class FakeTraining:
 
     key: str
     history: tuple[EpochRecord, ...] = ()
+    engine = "fake"
 
     @property
     def epoch(self) -> int:

@@ -1,0 +1,70 @@
+"""A language model as an agent: one tool call a decision, and what went wrong is said to it.
+
+A reply that cannot be carried out costs a decision and nothing else, so an episode takes a known
+number of requests whatever the model answers.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from pydantic_core import from_json
+
+from ml_trainer_env.agents.attempt import Attempt, Refused, Trial
+from ml_trainer_env.agents.llm import prompt
+from ml_trainer_env.agents.llm.chat import Chat, Reply, ToolRequest
+
+SHOWN = 120  # characters of a model's own words that are shown to it again
+
+
+def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
+    """A whole episode. Raises `EndpointError` when the model cannot be asked."""
+    trial = attempt.begin()
+    goal, tools = trial.status.message, attempt.tools()
+    log: list[str] = []
+    for decision in range(1, decisions + 1):
+        request = prompt.messages(goal, trial.status, log, decision, decisions)
+        reply = chat.ask(request, tools)
+        attempt.remark(str(reply))
+        log.append(_carry_out(trial, reply))
+        if trial.status.done:
+            return
+    trial.call("submit_model")
+
+
+def _carry_out(trial: Trial, reply: Reply) -> str:
+    """Do what the model asks, and tell what came of it."""
+    if not reply.requests:
+        return f"nothing done: {_cut(reply.text)!r} is not a tool call; call exactly one tool"
+    first, *others = reply.requests
+    told = _call(trial, first)
+    if others:
+        told += f"; your {len(others)} other call(s) were not carried out: one tool call a reply"
+    return told
+
+
+def _call(trial: Trial, request: ToolRequest) -> str:
+    try:
+        arguments = _arguments(request.arguments)
+    except ValueError as error:
+        return f"nothing done: the arguments of {_cut(request.name)} must be a JSON object: {error}"
+    shown = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    call = f"{_cut(request.name)}({_cut(shown)})"
+    try:
+        return prompt.outcome(call, trial.call(request.name, **arguments))
+    except Refused as error:
+        return f"nothing done: {call}: {error}"
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Raises ValueError for what is not JSON, or not an object."""
+    arguments = from_json(text or "{}")
+    json.dumps(arguments, allow_nan=False)  # NaN, Infinity and 1e999 are read, but are not JSON
+    if not isinstance(arguments, dict):
+        raise ValueError(f"got {_cut(text)}")
+    return cast(dict[str, Any], arguments)
+
+
+def _cut(text: str) -> str:
+    return prompt.cut(text, SHOWN)

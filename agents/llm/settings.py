@@ -1,0 +1,112 @@
+"""What a language model is asked with: one frozen value, from the environment or a `.env` file.
+
+| variable | default | meaning |
+|---|---|---|
+| API_BASE_URL | that of the key's provider | any OpenAI-compatible endpoint |
+| MODEL_NAME | gpt-4o-mini, or what the provider has | the model |
+| ENV_URL | http://localhost:8000 | the environment |
+| OPENAI_API_KEY, else OPENROUTER_API_KEY, else GEMINI_API_KEY | | one of them is required |
+| HF_TOKEN | | opens a private Hugging Face Space, where ENV_URL is one |
+| LLM_RPM_LIMIT | 5 | requests in any minute, at most |
+| LLM_MAX_RETRIES | 3 | how often a request is repeated |
+| LLM_REASONING_EFFORT | minimal | for providers that take it |
+| LLM_MAX_STEPS_EASY, _MEDIUM, _HARD | 5, 6, 7 | decisions of the model for one task |
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml_trainer_env.models import TaskId
+
+
+class LLMSettingsError(ValueError):
+    """A variable is missing or holds what cannot be used; the message names it."""
+
+
+class Provider(NamedTuple):
+    """Who is asked: the endpoint that belongs to a key, and a small model that it has."""
+
+    base_url: str
+    model: str
+    key: SecretStr
+
+
+class LLMSettings(BaseSettings):
+    """How the model is asked, and for how many decisions."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        protected_namespaces=(),
+    )
+
+    api_base_url: str | None = None
+    model_name: str | None = None
+    env_url: str = "http://localhost:8000"
+    openai_api_key: SecretStr | None = None
+    openrouter_api_key: SecretStr | None = None
+    gemini_api_key: SecretStr | None = None
+    hf_token: SecretStr | None = None
+    llm_rpm_limit: Annotated[int, Field(ge=1)] = 5
+    llm_max_retries: Annotated[int, Field(ge=0)] = 3
+    llm_reasoning_effort: str = "minimal"
+    llm_max_steps_easy: Annotated[int, Field(ge=1)] = 5
+    llm_max_steps_medium: Annotated[int, Field(ge=1)] = 6
+    llm_max_steps_hard: Annotated[int, Field(ge=1)] = 7
+
+    @classmethod
+    def load(cls) -> Self:
+        """Raises `LLMSettingsError`."""
+        try:
+            return cls()
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = f"{str(fault['loc'][0]).upper()}: " if fault["loc"] else ""
+            what = fault["msg"].removeprefix("Value error, ")
+            raise LLMSettingsError(where + what) from error
+
+    @model_validator(mode="after")
+    def _a_key_is_given(self) -> Self:
+        if not self._providers:
+            raise ValueError("set OPENAI_API_KEY, OPENROUTER_API_KEY or GEMINI_API_KEY")
+        return self
+
+    @property
+    def base_url(self) -> str:
+        return self.api_base_url or self._providers[0].base_url
+
+    @property
+    def model(self) -> str:
+        return self.model_name or self._providers[0].model
+
+    @property
+    def api_key(self) -> str:
+        return self._providers[0].key.get_secret_value()
+
+    @property
+    def space_token(self) -> str | None:
+        return self.hf_token.get_secret_value() if self.hf_token else None
+
+    def decisions(self, task_id: TaskId) -> int:
+        return {
+            "easy_mnist": self.llm_max_steps_easy,
+            "medium_fashion": self.llm_max_steps_medium,
+            "hard_cifar": self.llm_max_steps_hard,
+        }[task_id]
+
+    @property
+    def _providers(self) -> list[Provider]:
+        """Those that there is a key for, the preferred one first."""
+        gemini = "https://generativelanguage.googleapis.com/v1beta/openai/"
+        known = (
+            ("https://api.openai.com/v1", "gpt-4o-mini", self.openai_api_key),
+            ("https://openrouter.ai/api/v1", "openai/gpt-4o-mini", self.openrouter_api_key),
+            (gemini, "gemini-2.5-flash", self.gemini_api_key),
+        )
+        return [Provider(url, model, key) for url, model, key in known if key is not None]

@@ -1,0 +1,93 @@
+"""The LLM baseline: a language model plays every task, over any OpenAI-compatible endpoint.
+
+    export OPENAI_API_KEY=...          # or OPENROUTER_API_KEY, or GEMINI_API_KEY; or a .env file
+    export ENV_URL=http://localhost:8000
+    uv run inference.py
+
+The variables are in `agents/llm/settings.py`. Each episode is recorded below `outputs/evals`, and a
+table ends the run. Exit status: 0 when every task was graded, 1 when the model or the environment
+could not be reached (what was finished is kept), 2 for settings that cannot be used.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from ml_trainer_env.agents.attempt import Attempt
+from ml_trainer_env.agents.llm import agent
+from ml_trainer_env.agents.llm.chat import Chat, EndpointError
+from ml_trainer_env.agents.llm.settings import LLMSettings, LLMSettingsError
+from ml_trainer_env.agents.records import Called, Ended, Line, RecordWriter, Remark
+from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
+from ml_trainer_env.agents.summary import summary
+from ml_trainer_env.models import TASK_IDS, TaskId
+
+OUTPUTS = Path("outputs") / "evals"
+SEED = 0
+
+
+def main() -> int:
+    """Play, and give the exit status."""
+    console = Console(highlight=False)
+    try:
+        settings = LLMSettings.load()
+    except LLMSettingsError as error:
+        console.print(Text(str(error), "bold red"))
+        return 2
+    chat = Chat(settings)
+    folder = OUTPUTS / _file_name(f"{datetime.now():%Y%m%d-%H%M%S}-{settings.model}")
+    console.print(f"{settings.model} at {settings.base_url}, environment {settings.env_url}")
+    ended: list[Ended] = []
+    failure = None
+    for task_id in TASK_IDS:
+        try:
+            ended.append(_play(task_id, settings, chat, folder, console))
+        except (EndpointError, *CONNECTION_ERRORS) as error:
+            failure = f"{task_id} failed: {error or type(error).__name__}"
+            break
+    if ended:
+        console.print(summary(ended), f"records: {folder}")
+    if failure:
+        console.print(Text(failure, "bold red"))
+        return 1
+    return 0
+
+
+def _play(
+    task_id: TaskId, settings: LLMSettings, chat: Chat, folder: Path, console: Console
+) -> Ended:
+    """One episode, shown and recorded."""
+    console.rule(Text(task_id, "bold"), align="left")
+    connect = partial(RemoteSession, settings.env_url, settings.space_token)
+    with (
+        RecordWriter(folder / f"{task_id}-{SEED}.jsonl") as record,
+        Attempt(
+            "llm", connect, task_id, SEED, [record, partial(_show, console)], settings.model
+        ) as attempt,
+    ):
+        agent.play(attempt, chat, settings.decisions(task_id))
+        assert attempt.ended is not None
+        return attempt.ended
+
+
+def _show(console: Console, line: Line) -> None:
+    if isinstance(line, Remark):
+        console.print(Text(line.text))
+    elif isinstance(line, Called):
+        told = Text(line.error or "", "red") if line.status is None else Text(str(line.status))
+        console.print(told)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,342 @@
+"""A language model that plays: what it is asked, what it may answer, what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoint import Answer, Endpoint, call, error, message
+from live import free_port
+
+from ml_trainer_env import inference
+from ml_trainer_env.agents import records
+from ml_trainer_env.agents.attempt import Attempt
+from ml_trainer_env.agents.llm import agent
+from ml_trainer_env.agents.llm.chat import Chat
+from ml_trainer_env.agents.llm.settings import LLMSettings, LLMSettingsError
+from ml_trainer_env.agents.local import LocalSession
+from ml_trainer_env.agents.records import Line
+from ml_trainer_env.agents.session import Connect, RemoteSession
+from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+
+SUBMITTED = call("submit_model")
+VARIABLES = [name.upper() for name in LLMSettings.model_fields]
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variables and no .env of whoever runs the tests; a working folder to write in."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=["over the wire", "in process"])
+def connect(request: pytest.FixtureRequest, env: MLTrainerEnvironment) -> Iterator[Connect]:
+    if request.param == "in process":
+        yield partial(LocalSession, env)
+    else:
+        yield partial(RemoteSession, request.getfixturevalue("url"))
+
+
+def play(endpoint: Endpoint, connect: Connect, decisions: int = 8) -> tuple[Attempt, list[Line]]:
+    lines: list[Line] = []
+    with endpoint.serving(), Attempt("llm", connect, "easy_mnist", 0, [lines.append]) as attempt:
+        chat = Chat(settings(endpoint))
+        agent.play(attempt, chat, decisions)
+    return attempt, lines
+
+
+def settings(endpoint: Endpoint) -> LLMSettings:
+    return LLMSettings.model_validate(
+        {"api_base_url": endpoint.url, "openai_api_key": "k", "llm_rpm_limit": 10**6}
+    )
+
+
+def test_a_good_model_plays_an_episode(connect: Connect) -> None:
+    endpoint = Endpoint(
+        call("configure_training", optimizer="adamw", learning_rate=0.003),
+        call("run_epochs", num_epochs=20),
+        SUBMITTED,
+    )
+    attempt, lines = play(endpoint, connect)
+    assert attempt.ended is not None
+    assert (attempt.ended.epochs, attempt.ended.errors) == (20, 0)
+    assert attempt.ended.grade.submitted_by == "agent"
+    called = [line.tool for line in lines if isinstance(line, records.Called)]
+    assert called == ["configure_training", "run_epochs", "submit_model"]
+    assert "clip((validation accuracy - 0.88)" in endpoint.prompt(0)
+    assert "epoch 20 of 100" in endpoint.prompt(2)
+    assert "optimizer=adamw" in endpoint.prompt(2)
+
+
+def test_the_tools_are_those_that_the_environment_lists(
+    connect: Connect, env: MLTrainerEnvironment
+) -> None:
+    endpoint = Endpoint(SUBMITTED)
+    play(endpoint, connect)
+    listed = LocalSession(env).tools()
+    sent = [tool["function"] for tool in endpoint.requests[0]["tools"]]
+    assert [(t["name"], t["description"], t["parameters"]) for t in sent] == [
+        (tool.name, tool.description, tool.input_schema) for tool in listed
+    ]
+    assert len(sent) == 6
+
+
+def test_after_the_last_decision_the_best_model_is_submitted(connect: Connect) -> None:
+    endpoint = Endpoint(call("configure_training"), otherwise=call("run_epochs", num_epochs=2))
+    attempt, _ = play(endpoint, connect, decisions=4)
+    assert len(endpoint.requests) == 4
+    assert attempt.ended is not None
+    assert attempt.ended.epochs == 6
+    assert attempt.ended.grade.score > 0
+
+
+DEEP = '{"learning_rate": ' + "[" * 500 + "]" * 500 + "}"
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (message("I would lower the learning rate."), "is not a tool call; call exactly one tool"),
+        (message(None), "is not a tool call"),
+        (message("") | {"choices": []}, "is not a tool call"),
+        (call("train_faster", speed=9), 'no tool is named "train_faster"; the tools are'),
+        (call("run_epochs", num_epochs=21), "must be a whole number with 1 <= num_epochs <= 20"),
+        (call("run_epochs", num_epochs="five"), "num_epochs: must be a whole number"),
+        (call("configure_training", optimizer="lion"), 'optimizer: must be one of "sgd"'),
+        (call("configure_training", name="x", tool="y", self=1), '"name": unknown'),
+        (message(None, ("configure_training", '{"learning_rate": 0.')), "must be a JSON object"),
+        (message(None, ("configure_training", "[0.1]")), "must be a JSON object"),
+        (message(None, ("configure_training", '"0.1"')), "must be a JSON object"),
+        (message(None, ("configure_training", '{"learning_rate": NaN}')), "must be a JSON object"),
+        (message(None, ("configure_training", '{"learning_rate": 1e999}')), "must be a JSON"),
+        (message(None, ("configure_training", '{"\\ud800": 1}')), "must be a JSON object"),
+        (message(None, ("configure_training", DEEP)), "nothing done"),
+        (call("configure_training", optimizer="x" * 70_000), "nothing done"),
+        (call("\u0000" * 99, x="\u202e" * 999), "nothing done"),
+        (call("run_epochs", num_epochs=5), "nothing is configured yet"),
+    ],
+)
+def test_a_bad_reply_is_explained_and_the_episode_goes_on(
+    bad: Answer, told: str, env: MLTrainerEnvironment
+) -> None:
+    endpoint = Endpoint(bad, call("configure_training"), call("run_epochs", num_epochs=3))
+    attempt, lines = play(endpoint, partial(LocalSession, env), decisions=3)
+    assert "nothing done" in endpoint.prompt(1)
+    assert told in endpoint.prompt(1)
+    assert attempt.ended is not None
+    assert attempt.ended.epochs == 3
+    assert len(endpoint.requests) == 3
+    [*_, last] = lines
+    assert records.Ended.model_validate_json(last.model_dump_json()) == last
+
+
+@pytest.mark.parametrize(
+    "text", [f'{{"x": {"[" * 20}{"]" * 20}}}', f'{{"optimizer": "{"x" * 70_000}"}}']
+)
+def test_what_the_server_refuses_to_read_is_explained_too(text: str, url: str) -> None:
+    endpoint = Endpoint(message(None, ("configure_training", text)))
+    play(endpoint, partial(RemoteSession, url), decisions=2)
+    assert "nothing done" in endpoint.prompt(1)
+    assert "a message must be" in endpoint.prompt(1)
+
+
+def test_of_two_calls_the_first_counts(connect: Connect) -> None:
+    two = message(
+        None, ("configure_training", '{"optimizer": "sgd"}'), ("run_epochs", '{"num_epochs": 9}')
+    )
+    endpoint = Endpoint(two, SUBMITTED)
+    attempt, _ = play(endpoint, connect)
+    assert "1 other call(s) were not carried out: one tool call a reply" in endpoint.prompt(1)
+    assert "optimizer=sgd" in endpoint.prompt(1)
+    assert attempt.ended is not None
+    assert attempt.ended.epochs == 0
+
+
+def test_a_model_that_only_talks_still_ends(connect: Connect) -> None:
+    endpoint = Endpoint(otherwise=message("Let me think about it. " * 1000))
+    attempt, lines = play(endpoint, connect, decisions=7)
+    assert len(endpoint.requests) == 7
+    assert attempt.ended is not None
+    assert attempt.ended.grade.score == 0
+    assert sum(isinstance(line, records.Remark) for line in lines) == 7
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        message("Let me think about it. " * 1000),
+        call("run_epochs", num_epochs="x" * 9999),
+        call("configure_training", **{f"option_{n}": n for n in range(500)}),
+    ],
+)
+def test_a_prompt_stays_short_whatever_was_answered(
+    reply: Answer, env: MLTrainerEnvironment
+) -> None:
+    endpoint = Endpoint(otherwise=reply)
+    play(endpoint, partial(LocalSession, env), decisions=7)
+    assert len(endpoint.prompt(6)) < 4000
+
+
+def test_a_model_may_play_to_the_call_limit(connect: Connect) -> None:
+    endpoint = Endpoint(otherwise=call("configure_training"))
+    attempt, _ = play(endpoint, connect, decisions=99)
+    assert len(endpoint.requests) == MAX_TOOL_CALLS
+    assert attempt.ended is not None
+    assert attempt.ended.grade.submitted_by == "call_limit"
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def configured(url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Endpoint], None]:
+    def configure(endpoint: Endpoint) -> None:
+        variables = {
+            "ENV_URL": url,
+            "API_BASE_URL": endpoint.url,
+            "OPENAI_API_KEY": "k",
+            "MODEL_NAME": "scripted/one",
+            "LLM_RPM_LIMIT": "100000",
+            "LLM_MAX_RETRIES": "0",
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return configure
+
+
+def played(body: dict[str, Any]) -> Answer:
+    """Configures, trains twice, submits."""
+    told = body["messages"][-1]["content"]
+    if "nothing is configured" in told:
+        return call("configure_training")
+    return SUBMITTED if "\n3. " in told else call("run_epochs", num_epochs=10)
+
+
+def test_all_tasks_are_played_recorded_and_shown(
+    configured: Callable[[Endpoint], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = Endpoint()
+    endpoint.arrived = played
+    with endpoint.serving():
+        configured(endpoint)
+        assert inference.main() == 0
+    out = capsys.readouterr().out
+    assert "Summary" in out
+    paths = list(records.find(Path("outputs/evals")))
+    kept = [records.read(path) for path in paths]
+    assert {record.header.task_id for record in kept} == set(TASK_IDS)
+    assert {record.header.model for record in kept} == {"scripted/one"}
+    assert all(record.end.epochs == 20 for record in kept)
+    assert all(f"{record.end.grade.score:.4f}" in out for record in kept)
+    for line in paths[0].read_text().splitlines():  # readable by anyone
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_an_endpoint_that_dies_ends_it_and_keeps_what_was_finished(
+    configured: Callable[[Endpoint], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = Endpoint()
+
+    def dying(body: dict[str, Any]) -> Answer:
+        second_task = len(endpoint.requests) > 5
+        return error(500, "out of memory") if second_task else played(body)
+
+    endpoint.arrived = dying
+    with endpoint.serving():
+        configured(endpoint)
+        assert inference.main() == 1
+    out = capsys.readouterr().out
+    assert "medium_fashion failed" in out
+    assert "500 - out of memory" in " ".join(out.split())
+    [path] = records.find(Path("outputs/evals"))
+    assert records.read(path).header.task_id == "easy_mnist"
+    assert f"{records.read(path).end.grade.score:.4f}" in out
+    [part] = Path("outputs/evals").rglob("*.part")
+    assert '"tool":"configure_training"' in part.read_text()
+
+
+def test_an_endpoint_that_was_never_there(
+    configured: Callable[[Endpoint], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = Endpoint()
+    endpoint.url = f"http://127.0.0.1:{free_port()}/v1"
+    configured(endpoint)
+    assert inference.main() == 1
+    assert "easy_mnist failed" in capsys.readouterr().out
+
+
+def test_an_environment_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("ENV_URL", f"http://127.0.0.1:{free_port()}")
+    assert inference.main() == 1
+    assert "Failed to connect" in capsys.readouterr().out
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_a_key_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert inference.main() == 2
+    assert "OPENAI_API_KEY, OPENROUTER_API_KEY or GEMINI_API_KEY" in capsys.readouterr().out
+
+
+def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    loaded = LLMSettings.load()
+    assert (loaded.base_url, loaded.model) == ("https://api.openai.com/v1", "gpt-4o-mini")
+    assert loaded.env_url == "http://localhost:8000"
+    assert (loaded.llm_rpm_limit, loaded.llm_max_retries) == (5, 3)
+    assert loaded.llm_reasoning_effort == "minimal"
+    assert [loaded.decisions(task_id) for task_id in TASK_IDS] == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "host"),
+    [
+        ("OPENAI_API_KEY OPENROUTER_API_KEY GEMINI_API_KEY", "OPENAI_API_KEY", "api.openai.com"),
+        ("OPENROUTER_API_KEY GEMINI_API_KEY", "OPENROUTER_API_KEY", "openrouter.ai"),
+        ("GEMINI_API_KEY", "GEMINI_API_KEY", "generativelanguage.googleapis.com"),
+    ],
+)
+def test_a_fallback_key_selects_its_provider(
+    keys: str, key: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in keys.split():
+        monkeypatch.setenv(name, f"value of {name}")
+    loaded = LLMSettings.load()
+    assert loaded.api_key == f"value of {key}"
+    assert f"//{host}/" in loaded.base_url
+    monkeypatch.setenv("API_BASE_URL", "http://elsewhere/v1")
+    assert LLMSettings.load().base_url == "http://elsewhere/v1"
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("GEMINI_API_KEY=k\nLLM_RPM_LIMIT=9\nMODEL_NAME=a\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("MODEL_NAME", "b")
+    loaded = LLMSettings.load()
+    assert (loaded.llm_rpm_limit, loaded.model, loaded.api_key) == (9, "b", "k")
+
+
+@pytest.mark.parametrize("variable", ["LLM_RPM_LIMIT", "LLM_MAX_RETRIES", "LLM_MAX_STEPS_HARD"])
+def test_a_value_that_cannot_be_used_is_named(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv(variable, "-1")
+    with pytest.raises(LLMSettingsError, match=variable):
+        LLMSettings.load()
+
+
+def test_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "very secret")
+    assert "very secret" not in f"{LLMSettings.load()!r}"
