@@ -27,7 +27,8 @@ from rich.table import Table
 from rich.text import Text
 from websockets.exceptions import WebSocketException
 
-from ml_trainer_env.agents.scripted import Move, scripted
+from ml_trainer_env.agents.moves import Move
+from ml_trainer_env.agents.scripted import scripted
 from ml_trainer_env.client import MLTrainerEnv, SyncClient
 from ml_trainer_env.models import TASK_IDS, Grade, Signal, TaskId, TrainingStatus
 from ml_trainer_env.wire import StatusObservation

@@ -68,9 +68,7 @@ def _play(
     connect = partial(RemoteSession, settings.env_url, settings.space_token)
     with (
         RecordWriter(folder / f"{task_id}-{SEED}.jsonl") as record,
-        Attempt(
-            "llm", connect, task_id, SEED, [record, partial(_show, console)], settings.model
-        ) as attempt,
+        Attempt("llm", connect, task_id, SEED, [record, partial(_show, console)]) as attempt,
     ):
         agent.play(attempt, chat, settings.decisions(task_id))
         assert attempt.ended is not None

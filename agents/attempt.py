@@ -56,13 +56,13 @@ class Attempt:
         task_id: TaskId,
         seed: int,
         observers: Sequence[Observer] = (),
-        model: str | None = None,
     ) -> None:
         self.task_id: TaskId = task_id  # its type is narrower than the one that would be inferred
         self.seed = seed
         self.trials: list[Trial] = []
         self.ended: Ended | None = None
-        self._agent, self._model = agent, model
+        self.model: str | None = None  # a language model behind the agent; set before a session
+        self._agent = agent
         self._connect = connect
         self._observers = observers
         self._spent = self._calls = self._errors = 0
@@ -162,7 +162,7 @@ class Attempt:
         state = session.state()
         return Header(
             agent=self._agent,
-            model=self._model,
+            model=self.model,
             task_id=self.task_id,
             task_version=state.task_version or 0,
             seed=self.seed,

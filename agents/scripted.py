@@ -2,28 +2,13 @@
 
 It sees what any client sees, a `TrainingStatus`, and answers its next tool call. It keeps no
 memory, so a status decides everything: the same episode is played in the same way again, and an
-interrupted one is taken up where it stands. Imports `models` alone.
+interrupted one is taken up where it stands.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
-
+from ml_trainer_env.agents.moves import SUBMIT, Move, configure, cooled, run
 from ml_trainer_env.models import TaskId, TrainingConfig, TrainingStatus
-
-
-class Move(NamedTuple):
-    """One tool call."""
-
-    tool: str
-    arguments: dict[str, Any]
-
-
-class Agent(Protocol):
-    """Anything that plays: the status after the last call (at first: after reset) -> next call."""
-
-    def __call__(self, status: TrainingStatus) -> Move: ...
-
 
 # The reference recipes: the best that the search of docs/calibration.md found.
 RECIPES: dict[TaskId, TrainingConfig] = {
@@ -65,7 +50,6 @@ EPOCHS_PER_CALL: dict[TaskId, int] = {  # a few seconds each, so that one can wa
     "medium_fashion": 10,
     "hard_cifar": 5,
 }
-COOLING = 1 / 3  # of the learning rate, after a divergence
 
 
 def scripted(status: TrainingStatus) -> Move:
@@ -79,11 +63,9 @@ def scripted(status: TrainingStatus) -> Move:
         raise ValueError("the episode is over: there is no next move")
     if status.current_config is None:
         recipe = RECIPES[status.task_id]
-        return Move("configure_training", recipe.model_dump(exclude_unset=True))
+        return configure(**recipe.model_dump(exclude_unset=True))
     if status.remaining_budget == 0:
-        return Move("submit_model", {})
+        return SUBMIT
     if status.is_diverged:
-        cooler = status.current_config.learning_rate_in_force * COOLING
-        return Move("adjust_learning_rate", {"new_lr": cooler})
-    epochs = min(EPOCHS_PER_CALL[status.task_id], status.remaining_budget)
-    return Move("run_epochs", {"num_epochs": epochs})
+        return cooled(status.current_config)
+    return run(min(EPOCHS_PER_CALL[status.task_id], status.remaining_budget))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from openenv.core.env_server.mcp_types import CallToolAction
 
-from ml_trainer_env.agents.scripted import Move
+from ml_trainer_env.agents.moves import Move
 from ml_trainer_env.models import Grade, TaskId, TrainingStatus
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
@@ -18,19 +16,6 @@ from ml_trainer_env.server.trainer import TrainingState
 from ml_trainer_env.wire import StatusObservation, ToolObservation
 
 STATUS = Move("get_training_status", {})
-SUBMIT = Move("submit_model", {})
-
-
-def configure(**options: Any) -> Move:
-    return Move("configure_training", options)
-
-
-def run(epochs: int) -> Move:
-    return Move("run_epochs", {"num_epochs": epochs})
-
-
-def rate(new_lr: float) -> Move:
-    return Move("adjust_learning_rate", {"new_lr": new_lr})
 
 
 def augment(enabled: bool) -> Move:
@@ -105,14 +90,6 @@ class Player:
             self.seen += (observation,)
         assert self.env._run is not None
         return Outcome(self.seen, self.env._run.episode.now.training)
-
-    def follow(self, agent: Callable[[TrainingStatus], Move]) -> Outcome:
-        """Let `agent` play to the end; after an error it sees the status before it."""
-        outcome, status = self.do(), self.opening.status
-        while not status.done:
-            outcome = self.do(agent(status))
-            status = outcome.statuses[-1] if outcome.statuses else status
-        return outcome
 
 
 def play(*moves: Move, task_id: TaskId = "easy_mnist") -> Outcome:

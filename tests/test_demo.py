@@ -16,7 +16,8 @@ from fakes import DIVERGED, FakeRunner, Metrics, begin, learning
 from live import eventually
 
 from ml_trainer_env import demo
-from ml_trainer_env.agents.scripted import COOLING, RECIPES, Move, scripted
+from ml_trainer_env.agents.moves import COOLING, Move
+from ml_trainer_env.agents.scripted import RECIPES, scripted
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
     TASK_IDS,

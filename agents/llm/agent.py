@@ -7,6 +7,7 @@ number of requests whatever the model answers.
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any, cast
 
 from pydantic_core import from_json
@@ -14,12 +15,14 @@ from pydantic_core import from_json
 from ml_trainer_env.agents.attempt import Attempt, Refused, Trial
 from ml_trainer_env.agents.llm import prompt
 from ml_trainer_env.agents.llm.chat import Chat, Reply, ToolRequest
+from ml_trainer_env.agents.llm.settings import LLMSettings
 
 SHOWN = 120  # characters of a model's own words that are shown to it again
 
 
 def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
     """A whole episode. Raises `EndpointError` when the model cannot be asked."""
+    attempt.model = chat.model
     trial = attempt.begin()
     goal, tools = trial.status.message, attempt.tools()
     log: list[str] = []
@@ -31,6 +34,19 @@ def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
         if trial.status.done:
             return
     trial.call("submit_model")
+
+
+def from_environment(attempt: Attempt) -> None:
+    """`play` with the settings of this process. Raises `LLMSettingsError` too."""
+    settings, chat = _of_this_process()
+    play(attempt, chat, settings.decisions(attempt.task_id))
+
+
+@cache
+def _of_this_process() -> tuple[LLMSettings, Chat]:
+    """One chat for all attempts, so that they share its cap."""
+    settings = LLMSettings.load()
+    return settings, Chat(settings)
 
 
 def _carry_out(trial: Trial, reply: Reply) -> str:
