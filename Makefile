@@ -15,7 +15,7 @@ data: setup ## fetch, verify and cache the three data sets
 	@scripts/data.sh
 
 demo: data ## a scripted agent plays all three tasks against a real server
-	@$(PY) demo.py $(ARGS)
+	@$(BIN)/ml-trainer demo $(ARGS)
 
 serve: data ## the server on http://localhost:8000
 	@$(BIN)/uvicorn server.app:app --host 0.0.0.0 --port 8000 $(ARGS)

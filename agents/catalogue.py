@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from ml_trainer_env.agents.attempt import Attempt
+if TYPE_CHECKING:  # importing it for real would load OpenEnv
+    from ml_trainer_env.agents.attempt import Attempt
 
-Agent = Callable[[Attempt], None]  # plays an attempt to its submission
+Agent = Callable[["Attempt"], None]  # plays an attempt to its submission
 
 AGENTS: dict[str, tuple[str, str]] = {  # module and function
     "nothing": ("policies", "nothing"),

@@ -287,12 +287,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder of official files")
+    parser.add_argument("--status", action="store_true", help="only show what the cache holds")
     options = parser.parse_args(argv)
     names = tuple(dict.fromkeys(options.names)) or NAMES
     if unknown := [name for name in names if name not in CANON]:
         parser.error(f"unknown data set {unknown[0]!r}; known: {', '.join(NAMES)}")
     complete = True
-    for name in names:
+    for name in () if options.status else names:
         try:
             prepare(name, raw_dir=options.raw)
         except DatasetUnavailable as error:

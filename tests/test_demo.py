@@ -1,10 +1,9 @@
-"""The scripted agent's decisions, and `demo.py` from the start of a server to its end."""
+"""The scripted agent's decisions, and the demo that shows them on a real server."""
 
 from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from fakes import DIVERGED, FakeRunner, Metrics, begin, learning
-from live import eventually
+from live import eventually, listens
 
 from ml_trainer_env import demo
 from ml_trainer_env.agents.moves import COOLING, Move
 from ml_trainer_env.agents.scripted import RECIPES, scripted
+from ml_trainer_env.local_server import ServerError
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
     TASK_IDS,
@@ -29,7 +29,7 @@ from ml_trainer_env.server import tools
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.tasks import TASKS
 
-ROOT = Path(__file__).parents[1]
+CLI = [sys.executable, "-m", "ml_trainer_env.cli"]
 ANSI = "\x1b"
 
 # The scripted agent -------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_importing_needs_no_more_than_a_client_has(module: str, unseen: tuple[st
 
 
 def test_all_tasks_are_played_over_the_wire(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--url", url]) == 0
+    assert demo.demo(TASK_IDS, 0, url) == 0
     out = capsys.readouterr().out
     for task_id in TASK_IDS:
         assert f"Grade of {task_id}" in out
@@ -155,7 +155,7 @@ def test_all_tasks_are_played_over_the_wire(url: str, capsys: pytest.CaptureFixt
 
 
 def test_a_log_of_it_is_readable(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--url", url, "--tasks", "hard_cifar", "--seed", "7"]) == 0
+    assert demo.demo(["hard_cifar"], 7, url) == 0
     out = capsys.readouterr().out
     assert "hard_cifar, seed 7" in out
     assert "easy_mnist" not in out
@@ -168,100 +168,36 @@ def test_a_divergence_is_shown(
     url: str, runner: FakeRunner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runner.script = too_hot(RECIPES["easy_mnist"].learning_rate / 2)
-    assert demo.main(["--url", url, "--tasks", "easy_mnist"]) == 0
+    assert demo.demo(["easy_mnist"], 0, url) == 0
     out = capsys.readouterr().out
     assert re.search(r"^\[[#.]+\] +\d+/100 +- +- +- +- .* diverged ", out, re.MULTILINE)
     assert "adjust_learning_rate: learning rate of the next epoch set to" in out
 
 
 def test_a_server_that_is_not_there_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--url", "http://127.0.0.1:9"]) == 1
+    assert demo.demo(TASK_IDS, 0, "http://127.0.0.1:9") == 1
     assert "demo failed: Failed to connect" in capsys.readouterr().out
 
 
-def test_an_unknown_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        demo.main(["--tasks", "impossible"])
-    assert ended.value.code == 2
-    assert "easy_mnist" in capsys.readouterr().err
-
-
-# Its server ---------------------------------------------------------------------------------------
-
-HEALTHY = """
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/health" else 404)
-        self.end_headers()
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[-1])), Handler).serve_forever()
-"""
-
-
-def listens(url: str) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(url.rpartition(":")[2]))) == 0
-
-
-def test_a_server_that_cannot_start_is_explained(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", "import sys; print('no such module'); sys.exit(3)"]
-    with (
-        pytest.raises(demo.DemoError, match=r"(?s)ended with status 3.*no such module"),
-        demo.local_server(tmp_path / "logs" / "server.log", program),
-    ):
-        pytest.fail("it is not there")
-
-
-def test_a_server_that_dies_is_explained(tmp_path: Path) -> None:
-    dying = HEALTHY.replace(
-        ".serve_forever()", ".handle_request(); print('out of memory', file=sys.stderr)"
-    )
-    with (
-        pytest.raises(demo.DemoError, match=r"(?s)ended with status 0.*out of memory"),
-        demo.local_server(tmp_path / "log", [sys.executable, "-c", dying]),
-    ):
-        raise ConnectionResetError  # what the client then hears
-
-
-def test_a_refusal_by_a_living_server_stays_what_it_is(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RuntimeError, match="refused"),
-        demo.local_server(tmp_path / "log", [sys.executable, "-c", HEALTHY]),
-    ):
-        raise RuntimeError("refused")
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_the_server_is_stopped_whatever_happens(tmp_path: Path, error: type[BaseException]) -> None:
-    served: list[str] = []
-
-    def use() -> None:
-        with demo.local_server(tmp_path / "log", [sys.executable, "-c", HEALTHY]) as address:
-            served.append(address)
-            assert listens(address)
-            raise error
-
-    with pytest.raises(error):
-        use()
-    assert not listens(served[0])
-
-
-def test_failures_end_in_a_status_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_an_interruption_has_a_status_of_its_own(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "LOG", tmp_path / "log")
-
-    def interrupted(log: Path) -> None:
+    def interrupted(status: TrainingStatus) -> Move:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "local_server", interrupted)
-    assert demo.main([]) == 130
+    monkeypatch.setattr(demo, "scripted", interrupted)
+    assert demo.demo(TASK_IDS, 0, url) == 130
+    assert "interrupted" in capsys.readouterr().out
 
+
+def test_a_server_that_does_not_start_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def failing(log: Path) -> None:
-        raise demo.DemoError("no server today")
+        raise ServerError("no server today")
 
     monkeypatch.setattr(demo, "local_server", failing)
-    assert demo.main([]) == 1
+    assert demo.demo(TASK_IDS, 0, None) == 1
     assert "demo failed: no server today" in capsys.readouterr().out
 
 
@@ -270,10 +206,8 @@ def test_failures_end_in_a_status_of_their_own(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_whole_demo() -> None:
-    done = subprocess.run(
-        [sys.executable, "demo.py"], cwd=ROOT, capture_output=True, text=True, timeout=500
-    )
+def test_the_whole_demo(tmp_path: Path) -> None:
+    done = subprocess.run([*CLI, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     scores = re.findall(r"Grade of (\w+): (\d\.\d+)", done.stdout)
     assert [task_id for task_id, _ in scores] == list(TASK_IDS)
@@ -290,7 +224,7 @@ def test_interrupting_it_in_the_middle_of_training_stops_its_server(
     seen = tmp_path / "out"
     with seen.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "demo.py", "--tasks", "hard_cifar"], cwd=ROOT, stdout=out, stderr=out
+            [*CLI, "demo", "--tasks", "hard_cifar"], cwd=tmp_path, stdout=out, stderr=out
         )
         eventually(lambda: "\nconfigure_training" in seen.read_text(), timeout=100)
         time.sleep(1)

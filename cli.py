@@ -1,0 +1,261 @@
+"""The command line, `ml-trainer`: thin, over the modules that do the work."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ml_trainer_env.agents.catalogue import AGENTS
+from ml_trainer_env.models import TASK_IDS, TaskId
+
+if TYPE_CHECKING:  # importing it for real would load OpenEnv, and `--help` is to be quick
+    from ml_trainer_env.agents.session import Connect
+
+OUTPUTS = Path("outputs")
+LADDER = "nothing,random,naive,expert"
+
+console = Console(highlight=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="ML Training Optimizer: agents that run the training of real neural networks.",
+)
+data = typer.Typer(no_args_is_help=True, help="The data sets of the three tasks.")
+app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """Run, and end with an exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop servers and attempts then too
+    app()
+
+
+# Options that several commands take ---------------------------------------------------------------
+
+
+def _listed(given: str, known: list[str], what: str) -> list[str]:
+    """The names in a comma-separated list. Raises typer's error for one that is not known."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"no {what} is named {name}; known: {', '.join(known)}")
+    return names
+
+
+def _tasks(given: str) -> list[TaskId]:
+    return cast(list[TaskId], _listed(given, list(TASK_IDS), "task"))
+
+
+def _completion(known: list[str]) -> Callable[[str], list[str]]:
+    """The shell completes the last name of a list."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in known if name.startswith(last)]
+
+    return complete
+
+
+Tasks = Annotated[
+    str,
+    typer.Option(
+        help=f"Comma-separated: {', '.join(TASK_IDS)}.",
+        autocompletion=_completion(list(TASK_IDS)),
+    ),
+]
+Agents = Annotated[
+    str,
+    typer.Option(
+        help=f"Comma-separated: {', '.join(AGENTS)}.",
+        autocompletion=_completion(list(AGENTS)),
+    ),
+]
+Url = Annotated[str | None, typer.Option(help="A running server; left out: one is started.")]
+InProcess = Annotated[bool, typer.Option("--in-process", help="Train here, without a server.")]
+Folder = Annotated[Path, typer.Option(help="Where the records are.")]
+EVERY_TASK = ",".join(TASK_IDS)
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: `ml-trainer demo --tasks easy_mnist --seed 3`")
+def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None) -> None:
+    """Watch a scripted agent play every task against a real server."""
+    from ml_trainer_env.demo import demo
+
+    raise typer.Exit(demo(_tasks(tasks), seed, url))
+
+
+@app.command(epilog="Example: `ml-trainer serve --port 9000`")
+def serve(host: str = "0.0.0.0", port: int = 8000) -> None:
+    """Serve the environment until interrupted."""
+    _run_module("ml_trainer_env.server.app", "--host", host, "--port", str(port))
+
+
+@data.command(epilog="Example: `ml-trainer data fetch cifar10 --raw ~/Downloads`")
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Data sets; left out: all.")] = None,
+    raw: Annotated[Path | None, typer.Option(help="A folder of official files.")] = None,
+) -> None:
+    """Fetch, verify and cache."""
+    folder = ["--raw", str(raw)] if raw else []
+    _run_module("ml_trainer_env.server.datasets", *(names or []), *folder)
+
+
+@data.command()
+def status() -> None:
+    """Show what the cache holds."""
+    _run_module("ml_trainer_env.server.datasets", "--status")
+
+
+@app.command(
+    epilog="Example: `ml-trainer evaluate --agents naive,expert --tasks easy_mnist --seeds 5`"
+)
+def evaluate(
+    agents: Agents = LADDER,
+    tasks: Tasks = EVERY_TASK,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of each.")] = 5,
+    parallel: Annotated[int, typer.Option(min=1, help="Attempts at a time.")] = 2,
+    out: Folder = OUTPUTS / "evals" / "evaluation",
+    url: Url = None,
+    in_process: InProcess = False,
+    tensorboard: Annotated[Path | None, typer.Option(help="Stream the curves there.")] = None,
+) -> None:
+    """Play agents x tasks x seeds, each on record, and report. Goes on where it was interrupted."""
+    from ml_trainer_env.agents import catalogue
+    from ml_trainer_env.evals import evaluate as evaluation
+    from ml_trainer_env.evals.progress import Progress
+
+    names = _listed(agents, list(AGENTS), "agent")
+    wanted = evaluation.jobs(names, _tasks(tasks), seeds)
+    try:
+        for name in names:
+            catalogue.find(name)
+    except catalogue.AgentUnavailable as error:
+        _fail(str(error))
+    with _sessions(url, in_process) as connect:
+        todo = evaluation.pending(wanted, out, connect)
+        progress = Progress(console, len(wanted), len(wanted) - len(todo))
+        try:
+            with progress.shown():
+                failures = evaluation.evaluate(
+                    todo, out, connect, parallel=parallel, progress=progress, curves=tensorboard
+                )
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command goes on from here", status=130)
+    for failure in failures:
+        console.print(Text(f"{failure.job.name} failed: {failure.error}", "red"))
+    _report(out, shlex.join(["ml-trainer", *sys.argv[1:]]))
+    if failures:
+        _fail(f"{len(failures)} of {len(wanted)} attempts failed")
+
+
+@app.command(epilog="Example: `ml-trainer report --folder outputs/evals/evaluation`")
+def report(folder: Folder = OUTPUTS / "evals" / "evaluation") -> None:
+    """Build the tables and pictures again, from the records in a folder."""
+    _report(folder)
+
+
+@app.command(epilog="Example: `ml-trainer replay outputs/evals/evaluation/hard_cifar-pbt-0.jsonl`")
+def replay(
+    records: Annotated[list[Path], typer.Argument(help="Record files.")],
+    url: Url = None,
+    in_process: InProcess = False,
+) -> None:
+    """Play recorded attempts again and compare every answer, bit for bit."""
+    from ml_trainer_env.agents import records as reading
+    from ml_trainer_env.agents.replay import verify
+
+    different = 0
+    try:
+        kept = [reading.read(path) for path in records]
+    except reading.BadRecord as error:
+        _fail(str(error))
+    with _sessions(url, in_process) as connect:
+        for path, record in zip(records, kept, strict=True):
+            differences = verify(record, connect)
+            different += bool(differences)
+            verdict = f"{len(differences)} differences" if differences else "the same, bit for bit"
+            console.print(Text(f"{path}: {verdict}", "red" if differences else "green"))
+            for difference in differences[:20]:
+                console.print(Text(f"  {difference}"))
+    raise typer.Exit(1 if different else 0)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: `ml-trainer bench --help`",
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure the speed against the usual way of training; needs a checkout."""
+    script = Path(__file__).parent / "benchmarks" / "bench.py"
+    if not script.exists():
+        _fail("the benchmark is part of the repository, not of the installed package")
+    raise typer.Exit(subprocess.call([sys.executable, str(script), *context.args]))
+
+
+# Inside -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, None]:
+    """How sessions are opened; a server that is started for them ends with the block."""
+    from ml_trainer_env.agents.local import LocalSession
+    from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
+    from ml_trainer_env.local_server import LOGS, ServerError, local_server
+
+    with ExitStack() as stack:
+        try:
+            if in_process:
+                yield LocalSession
+                return
+            if url is None:
+                with console.status("starting a server"):
+                    url = stack.enter_context(local_server(LOGS / "evaluation-server.log"))
+            yield partial(RemoteSession, url)
+        except typer.Exit:  # is a RuntimeError, as many connection errors are
+            raise
+        except (ServerError, *CONNECTION_ERRORS) as error:
+            _fail(str(error) or type(error).__name__)
+
+
+def _report(folder: Path, command: str | None = None) -> None:
+    from ml_trainer_env.agents.records import BadRecord
+    from ml_trainer_env.evals import report, results
+
+    if find_spec("matplotlib") is None:
+        _fail("the report needs matplotlib: install ml-trainer-env with its extra `evaluate`")
+    try:
+        page = report.write(results.load(folder), folder, command=command)
+    except (BadRecord, report.NoResults) as error:
+        _fail(str(error))
+    console.print(page.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+    console.print(f"report: {page}")
+
+
+def _run_module(module: str, *arguments: str) -> NoReturn:
+    raise typer.Exit(subprocess.call([sys.executable, "-m", module, *arguments]))
+
+
+def _fail(problem: str, status: int = 1) -> NoReturn:
+    console.print(Text(problem, "bold red"))
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The report of an evaluation: a Markdown page with its tables and pictures, from records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+
+from ml_trainer_env.agents.summary import percent
+from ml_trainer_env.evals.results import Result, Row, mean, rows, tasks
+from ml_trainer_env.models import TaskId
+
+LADDER = ("nothing", "random", "naive", "expert")  # each must do better than the one before
+NOISE = 2.0  # standard errors within which two accuracies count as equal
+IMAGES: dict[TaskId, tuple[int, int]] = {  # of validation and of the hidden test
+    "easy_mnist": (1000, 2000),
+    "medium_fashion": (1500, 2000),
+    "hard_cifar": (2000, 2000),
+}
+
+_COLUMNS = (
+    *("agent", "seeds", "score", "95% interval", "median", "return"),
+    *("val acc", "hidden test", "gap", "epochs", "seconds"),
+)
+
+
+class NoResults(ValueError):
+    """There is nothing to report."""
+
+
+def write(results: Sequence[Result], folder: Path, *, command: str | None = None) -> Path:
+    """`report.md` and its pictures, in `folder`; gives the page. Raises `NoResults`."""
+    if not results:
+        raise NoResults(f"{folder}: no whole record in it")
+    from ml_trainer_env.evals import plots  # of an extra
+
+    found = rows(results)
+    pictures = plots.draw(found, folder)
+    page = folder / "report.md"
+    page.write_text(markdown(found, pictures, command), encoding="utf-8")
+    return page
+
+
+def markdown(found: Sequence[Row], pictures: Sequence[tuple[str, str]], command: str | None) -> str:
+    """The page. `pictures` are file names with what they show."""
+    engines = sorted({r.engine for row in found for r in row.results if r.engine})
+    versions = sorted({f"{r.task_id} v{r.task_version}" for row in found for r in row.results})
+    parts = ["# Evaluation"]
+    if command:
+        parts.append(f"```\n{command}\n```")
+    parts.append(f"Tasks: {', '.join(versions)}. Engine: {'; '.join(engines) or 'unknown'}.")
+    for task_id in tasks(found):
+        parts += [f"## {task_id}", table([row for row in found if row.task_id == task_id])]
+    parts += ["## Checks", "\n".join(f"- {line}" for line in checks(found))]
+    parts += [f"![{shown}]({name})" for name, shown in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(found: Sequence[Row]) -> str:
+    """One line an agent. The numbers are means over the seeds unless they say otherwise."""
+    lines = [_line(_COLUMNS), _line(["---", *["---:"] * (len(_COLUMNS) - 1)])]
+    lines += [_line(_cells(row)) for row in found]
+    return "\n".join(lines)
+
+
+def checks(found: Sequence[Row]) -> list[str]:
+    """What must hold of any evaluation, and whether it does."""
+    lines: list[str] = []
+    for task_id in tasks(found):
+        of_task = {row.agent: row for row in found if row.task_id == task_id}
+        lines += _ladder(task_id, [of_task[name] for name in LADDER if name in of_task])
+        lines += _hidden(task_id, list(of_task.values()))
+    highest = max(score for row in found for score in row.scores)
+    lines.append(f"Highest score: {highest:.4f} ({_verdict(highest <= 1)}: none above 1).")
+    return lines
+
+
+def _ladder(task_id: TaskId, ladder: Sequence[Row]) -> list[str]:
+    lines: list[str] = []
+    for lower, higher in pairwise(ladder):
+        apart = lower.interval.below(higher.interval)
+        lines.append(
+            f"{task_id}: {lower.agent} {_score(lower)} < {higher.agent} {_score(higher)}, "
+            f"intervals apart: {_verdict(apart)}."
+        )
+    return lines
+
+
+def _hidden(task_id: TaskId, found: Sequence[Row]) -> list[str]:
+    """Whether choosing by validation accuracy flatters: hidden-test minus validation accuracy.
+
+    All attempts are measured on the same two sets, so what counts as noise is the binomial error of
+    the sets and not the spread over attempts.
+    """
+    pairs = [
+        (r.val_accuracy, r.hidden_test_accuracy)
+        for row in found
+        for r in row.results
+        if r.val_accuracy is not None and r.hidden_test_accuracy is not None
+    ]
+    if not pairs:
+        return []
+    val, hidden = (fmean(column) for column in zip(*pairs, strict=True))
+    of_val, of_hidden = IMAGES[task_id]
+    noise = NOISE * math.sqrt(val * (1 - val) / of_val + hidden * (1 - hidden) / of_hidden)
+    verdict = "within noise" if abs(hidden - val) <= noise else "a real difference"
+    return [
+        f"{task_id}: hidden-test accuracy is {100 * (hidden - val):+.2f} points from validation "
+        f"accuracy over {len(pairs)} attempts, {verdict} ({NOISE:g} standard errors of sets of "
+        f"this size: {100 * noise:.2f} points)."
+    ]
+
+
+def _cells(row: Row) -> list[str]:
+    results, interval = row.results, row.interval
+    return [
+        row.agent,
+        f"{len(results)}",
+        f"**{fmean(row.scores):.3f}**",
+        f"{interval.low:.3f} to {interval.high:.3f}",
+        f"{median(row.scores):.3f}",
+        f"{fmean(r.episode_return for r in results):+.3f}",
+        percent(mean(r.val_accuracy for r in results)),
+        percent(mean(r.hidden_test_accuracy for r in results)),
+        percent(mean(r.gap for r in results)),
+        f"{fmean(r.epochs for r in results):.0f}",
+        f"{fmean(r.seconds for r in results):.1f}",
+    ]
+
+
+def _score(row: Row) -> str:
+    return f"{fmean(row.scores):.3f}"
+
+
+def _verdict(holds: bool) -> str:
+    return "yes" if holds else "**no**"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

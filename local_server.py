@@ -1,0 +1,102 @@
+"""A server in a process of its own for as long as a block lasts; it is stopped whatever happens."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from ml_trainer_env.agents.session import CONNECTION_ERRORS
+
+ENVIRONMENT = (
+    *(sys.executable, "-m", "uvicorn", "ml_trainer_env.server.app:app"),
+    *("--timeout-graceful-shutdown", "5"),
+)
+LOGS = Path("outputs") / "logs"
+
+START_SECONDS = 120.0  # reading everything from a cold disk takes long
+STOP_SECONDS = 20.0
+LOG_TAIL = 15  # lines of the server's log that are shown when it fails
+
+
+class ServerError(Exception):
+    """The server does not serve; the message is for the user."""
+
+
+@contextmanager
+def local_server(
+    log: Path, program: Sequence[str] = ENVIRONMENT, health: str = "/health"
+) -> Generator[str, None, None]:
+    """`program` serving on a free port of this machine; yields its base URL, then stops it.
+
+    It is told `--host` and `--port`, and serves once `health` answers. Its output goes to `log`.
+    Raises `ServerError`, with the end of the log, when it does not start or when it ends before it
+    is stopped.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    command = [*program, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the demo, which then stops the server
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_healthy(server, url + health, log)
+        yield url
+    except CONNECTION_ERRORS as error:
+        with suppress(subprocess.TimeoutExpired):  # a client hears of the end before we do
+            server.wait(1)
+        if server.returncode is None:
+            raise
+        raise _ended(server, log) from error
+    finally:
+        _stop(server)
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise _ended(server, log)
+        with suppress(httpx.TransportError):
+            # trust_env: a proxy that the environment names is not for this machine.
+            if httpx.get(address, timeout=5, trust_env=False).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise ServerError(f"the server did not answer {address} in {START_SECONDS:g} s{_log_tail(log)}")
+
+
+def _ended(server: subprocess.Popen[bytes], log: Path) -> ServerError:
+    return ServerError(f"the server ended with status {server.returncode}{_log_tail(log)}")
+
+
+def _log_tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]
+    return "\n".join([f"; the end of {log}:", *(f"  {line}" for line in lines)])
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_SECONDS)
+    finally:  # a second Ctrl-C must not leave it behind either
+        server.kill()
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,125 @@
+"""The command line: every command says what it does, and what is wrong with its arguments."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ml_trainer_env.agents.catalogue import AGENTS
+from ml_trainer_env.cli import app
+from ml_trainer_env.models import TASK_IDS
+
+COMMANDS = ["demo", "serve", "data fetch", "data status", "evaluate", "report", "replay"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, re.sub(r"[\s│]+", " ", done.output)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    status, out = run(*command.split(), "--help")
+    assert status == 0
+    assert "Usage:" in out
+    assert command == "data status" or "Example: ml-trainer" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["evaluate", "--tasks", "easy_mnist,imagenet"], "no task is named imagenet; known: easy"),
+        (["evaluate", "--agents", "genius"], "no agent is named genius; known: nothing"),
+        (["evaluate", "--seeds", "0"], "--seeds"),
+        (["demo", "--tasks", "impossible"], "no task is named impossible"),
+        (["fly"], "No such command"),
+    ],
+)
+def test_a_wrong_argument_is_explained(arguments: list[str], told: str) -> None:
+    status, out = run(*arguments)
+    assert status == 2
+    assert told in out
+
+
+def test_tasks_agents_are_offered_for_completion() -> None:
+    environment = {
+        "_ML_TRAINER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "ml-trainer evaluate --agents naive,ex",
+        "COMP_CWORD": "3",
+    }
+    script = "import sys; sys.argv[0] = 'ml-trainer'; from ml_trainer_env.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["naive,expert"], done.stderr
+
+
+def test_the_ladder_is_played_recorded_reported_and_replayed(url: str) -> None:
+    arguments = ["--url", url, "--tasks", "easy_mnist,hard_cifar", "--seeds", "2", "--out", "e"]
+    status, out = run("evaluate", *arguments)
+    assert status == 0
+    assert len(list(Path("e").glob("*.jsonl"))) == 2 * 2 * 4
+    assert "hard_cifar: nothing 0.000 < random" in out
+    assert "| expert | 2 |" in out
+    assert {path.name for path in Path("e").glob("*.png")} == {
+        "scores.png",
+        "curves.png",
+        "profile.png",
+    }
+    status, again = run("report", "--folder", "e")
+    assert status == 0
+    assert "| expert | 2 |" in again
+    status, out = run("replay", "--url", url, *map(str, Path("e").glob("*-1.jsonl")))
+    assert status == 0
+    assert out.count("the same, bit for bit") == 2 * 4
+
+
+def test_a_record_that_was_tampered_with_is_found_out(url: str) -> None:
+    run("evaluate", "--url", url, "--agents", "naive", "--seeds", "1", "--out", "e")
+    path = Path("e/easy_mnist-naive-0.jsonl")
+    path.write_text(path.read_text().replace('"val_accuracy":0.9', '"val_accuracy":0.8'))
+    status, out = run("replay", "--url", url, str(path))
+    assert status == 1
+    assert "val_accuracy was 0.8" in out
+
+
+def test_a_report_of_nothing() -> None:
+    Path("e").mkdir()
+    status, out = run("report", "--folder", "e")
+    assert status == 1
+    assert "no whole record" in out
+
+
+def test_an_environment_that_is_not_there() -> None:
+    status, out = run("evaluate", "--url", "http://127.0.0.1:9", "--agents", "naive")
+    assert status == 1
+    assert "Failed to connect" in out
+
+
+@pytest.mark.parametrize("command", ["--help", "evaluate --help"])
+def test_help_is_quick_because_it_loads_little(command: str) -> None:
+    script = f"""
+import sys
+from ml_trainer_env.cli import app
+try:
+    app({command.split()!r})
+except SystemExit:
+    heavy = {{"torch", "openenv", "openai", "optuna", "matplotlib"}}
+    print(*heavy & {{*sys.modules}}, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+    assert all(name in done.stdout for name in (*AGENTS, *TASK_IDS)) or command == "--help"
