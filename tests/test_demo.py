@@ -17,6 +17,7 @@ from live import eventually, listens
 from ml_trainer_env import demo
 from ml_trainer_env.agents.moves import COOLING, Move
 from ml_trainer_env.agents.scripted import RECIPES, scripted
+from ml_trainer_env.agents.summary import WIDTH
 from ml_trainer_env.local_server import ServerError
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
@@ -160,7 +161,7 @@ def test_a_log_of_it_is_readable(url: str, capsys: pytest.CaptureFixture[str]) -
     assert "hard_cifar, seed 7" in out
     assert "easy_mnist" not in out
     assert ANSI not in out
-    assert max(map(len, out.splitlines())) <= demo.WIDTH
+    assert max(map(len, out.splitlines())) <= WIDTH
     assert "\r" not in out
 
 

@@ -78,14 +78,37 @@ def test_a_good_model_plays_an_episode(connect: Connect) -> None:
 def test_the_tools_are_those_that_the_environment_lists(
     connect: Connect, env: MLTrainerEnvironment
 ) -> None:
-    endpoint = Endpoint(SUBMITTED)
+    endpoint = Endpoint(call("configure_training"), call("run_epochs", num_epochs=1), SUBMITTED)
     play(endpoint, connect)
-    listed = LocalSession(env).tools()
-    sent = [tool["function"] for tool in endpoint.requests[0]["tools"]]
-    assert [(t["name"], t["description"], t["parameters"]) for t in sent] == [
-        (tool.name, tool.description, tool.input_schema) for tool in listed
+    listed = {tool.name: tool for tool in LocalSession(env).tools()}
+    sent = [tool["function"] for request in endpoint.requests for tool in request["tools"]]
+    assert {tool["name"] for tool in sent} == listed.keys() - {"get_training_status"}
+    for tool in sent:
+        assert tool["description"] == listed[tool["name"]].description
+        assert tool["parameters"] == listed[tool["name"]].input_schema
+
+
+def offered(request: dict[str, Any]) -> set[str]:
+    return {tool["function"]["name"] for tool in request["tools"]}
+
+
+def test_only_what_can_be_done_is_offered(env: MLTrainerEnvironment) -> None:
+    endpoint = Endpoint(
+        call("configure_training", learning_rate=10),
+        call("run_epochs", num_epochs=1),  # diverges
+        call("adjust_learning_rate", new_lr=0.001),
+        *[call("run_epochs", num_epochs=20)] * 5,
+        SUBMITTED,
+    )
+    play(endpoint, partial(LocalSession, env), decisions=9)
+    change = {"configure_training", "adjust_learning_rate", "toggle_augmentation"}
+    assert [offered(request) for request in endpoint.requests] == [
+        {"configure_training"},
+        change | {"run_epochs"},
+        change | {"submit_model"},
+        *[change | {"run_epochs", "submit_model"}] * 5,
+        {"submit_model"},
     ]
-    assert len(sent) == 6
 
 
 def test_after_the_last_decision_the_best_model_is_submitted(connect: Connect) -> None:
@@ -103,9 +126,9 @@ DEEP = '{"learning_rate": ' + "[" * 500 + "]" * 500 + "}"
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
-        (message("I would lower the learning rate."), "is not a tool call; call exactly one tool"),
-        (message(None), "is not a tool call"),
-        (message("") | {"choices": []}, "is not a tool call"),
+        (message("I would lower the learning rate."), "not a tool call; call exactly one tool"),
+        (message(None), "not a tool call"),
+        (message("") | {"choices": []}, "not a tool call"),
         (call("train_faster", speed=9), 'no tool is named "train_faster"; the tools are'),
         (call("run_epochs", num_epochs=21), "must be a whole number with 1 <= num_epochs <= 20"),
         (call("run_epochs", num_epochs="five"), "num_epochs: must be a whole number"),

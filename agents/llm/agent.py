@@ -28,7 +28,8 @@ def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
     log: list[str] = []
     for decision in range(1, decisions + 1):
         request = prompt.messages(goal, trial.status, log, decision, decisions)
-        reply = chat.ask(request, tools)
+        useful = prompt.useful_tools(trial.status)
+        reply = chat.ask(request, [tool for tool in tools if tool.name in useful])
         attempt.remark(str(reply))
         log.append(_carry_out(trial, reply))
         if trial.status.done:
@@ -52,7 +53,7 @@ def _of_this_process() -> tuple[LLMSettings, Chat]:
 def _carry_out(trial: Trial, reply: Reply) -> str:
     """Do what the model asks, and tell what came of it."""
     if not reply.requests:
-        return f"nothing done: {_cut(reply.text)!r} is not a tool call; call exactly one tool"
+        return "nothing done: the reply was prose and not a tool call; call exactly one tool"
     first, *others = reply.requests
     told = _call(trial, first)
     if others:

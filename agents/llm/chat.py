@@ -87,38 +87,47 @@ class Chat:
             sleep=sleep,
             reraise=True,
         )
-        # What not every provider takes, in the order in which it is suspected.
-        self._optional: dict[str, Any] = {
-            "reasoning_effort": settings.llm_reasoning_effort,
-            "tool_choice": "required",
+        # What not every provider takes, in the order in which it is suspected, with the values to
+        # try; then it is left out. llama.cpp's server shows no tools without a `tool_choice`.
+        self._wanted = {
+            "tool_choice": ("required", "auto"),
+            "reasoning_effort": (settings.llm_reasoning_effort,),
         }
+        self._rejected: set[tuple[str, str]] = set()
+        self._proven = False  # whether what is left of them was taken once
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Reply:
         """The model's answer. Raises `EndpointError`."""
         functions = [_function(tool) for tool in tools]
         while True:
-            optional = dict(self._optional)
+            options = self._options()
             try:
-                return _reply(self._retrying(self._request, messages, functions, optional))
+                completion = self._retrying(self._request, messages, functions, options)
             except APIError as error:
-                culprit = _rejected_option(error, optional)
+                culprit = None if self._proven else _rejected_option(error, options)
                 if culprit is None:
-                    raise EndpointError(
-                        f"{self._endpoint}, {self.model}: {_told(error)}"
-                    ) from error
-                self._optional.pop(culprit, None)
+                    raise EndpointError(f"{self._endpoint}: {_told(error)}") from error
+                self._rejected.add((culprit, options[culprit]))
+            else:
+                self._proven = True
+                return _reply(completion)
+
+    def _options(self) -> dict[str, str]:
+        """Of each option the first value that was not rejected; an option may have none left."""
+        return {
+            name: value
+            for name, values in self._wanted.items()
+            for value in reversed(values)
+            if (name, value) not in self._rejected
+        }
 
     def _request(
-        self, messages: Sequence[Message], functions: list[Any], optional: dict[str, Any]
+        self, messages: Sequence[Message], functions: list[Any], options: dict[str, str]
     ) -> Any:
         while not self._cap.try_acquire(blocking=False):
             self._sleep(POLL)
-        return self._client.chat.completions.create(  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
-            model=self.model,
-            messages=list(messages),  # pyright: ignore[reportArgumentType]
-            tools=functions,
-            **optional,
-        )
+        create: Callable[..., Any] = self._client.chat.completions.create
+        return create(model=self.model, messages=list(messages), tools=functions, **options)
 
 
 def _function(tool: Tool) -> dict[str, Any]:
@@ -186,15 +195,19 @@ def _retry_after(error: BaseException | None) -> float | None:
         return None
 
 
-def _rejected_option(error: APIError, optional: dict[str, Any]) -> str | None:
-    """Which of the options sent is at fault: one that is named, or else the first suspect."""
+def _rejected_option(error: APIError, options: dict[str, str]) -> str | None:
+    """Which of the options sent is at fault: one that is named, or else the first suspect.
+
+    llama.cpp's server answers a `tool_choice` that it does not know with a bare 500.
+    """
     if not isinstance(error, APIStatusError):
         return None
     text = f"{error.message} {error.body}"
-    named = [name for name in optional if name in text]
+    named = [name for name in options if name in text]
     if named:
         return named[0]
-    return next(iter(optional), None) if error.status_code in (400, 422) else None
+    suspicious = error.status_code in (400, 422) or error.status_code >= 500
+    return next(iter(options), None) if suspicious else None
 
 
 def _told(error: APIError) -> str:

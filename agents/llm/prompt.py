@@ -37,6 +37,20 @@ def messages(
     ]
 
 
+def useful_tools(status: TrainingStatus) -> set[str]:
+    """The tools to offer: none that would be refused here, and no status, which every prompt has.
+
+    Decisions are few, and a small model picks what it is shown.
+    """
+    if status.current_config is None:
+        return {"configure_training"}
+    submit = {"submit_model"} if status.current_epoch else set[str]()
+    if status.remaining_budget == 0:
+        return submit
+    change = {"configure_training", "adjust_learning_rate", "toggle_augmentation"}
+    return submit | change | (set() if status.is_diverged else {"run_epochs"})
+
+
 def state(status: TrainingStatus) -> str:
     """Where training stands, in a few lines."""
     lines = [f"epoch {status.current_epoch} of {status.max_epochs}, {status.convergence_signal}"]
