@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 import httpx
 from rich.console import Console
 
+from ml_trainer_env.agents.session import CONNECTION_ERRORS
 from ml_trainer_env.benchmarks.crowd import Crowd, run
 from ml_trainer_env.benchmarks.timing import seconds_of
 from ml_trainer_env.client import MLTrainerEnv
-from ml_trainer_env.demo import CLIENT_ERRORS, local_server
+from ml_trainer_env.local_server import local_server
 from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.runner import InlineRunner
@@ -103,14 +104,14 @@ class Soak:
                     await asyncio.sleep(self.chance.uniform(0, 1))
                     assert env._ws is not None
                     env._ws.transport.abort()  # no farewell
-                    with suppress(*CLIENT_ERRORS):
+                    with suppress(*CONNECTION_ERRORS):
                         await call
                     self.vanished += 1
                     break
                 status = await call
                 if status.grade:
                     self.scores.append((script, status.grade.score))
-            with suppress(*CLIENT_ERRORS):  # nobody listens to who has vanished
+            with suppress(*CONNECTION_ERRORS):  # nobody listens to who has vanished
                 await env.close()
 
     async def killer(self, every: float) -> None:

@@ -13,9 +13,10 @@ import pytest
 from live import eventually
 from openenv.core.env_server.mcp_types import CallToolAction
 from openenv.core.mcp_client import MCPToolClient
-from real import Player, configure, run
+from real import Player
 from states import small
 
+from ml_trainer_env.agents.moves import configure, run
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.server import process, settings, trainer
 from ml_trainer_env.server.asking import Asker, QueueFull

@@ -16,10 +16,11 @@ import pytest
 from fakes import FakeRunner, begin
 from live import eventually, free_port
 from openenv.core.env_server.mcp_types import CallToolAction
-from real import SUBMIT, Player, configure, engine, rate, run
+from real import Player, engine
 from states import value
 
 from ml_trainer_env import MLTrainerEnv
+from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
 from ml_trainer_env.server import process
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.saved import SavedEpisodes

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from live import eventually
-from real import SUBMIT, Outcome, Player, configure, engine, rate, run
+from real import Outcome, Player, engine
 from states import PLAN, SmallEngine, plan, trained, untrained, value
 
+from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
 from ml_trainer_env.server.asking import Asker, CalledOff
 from ml_trainer_env.server.runner import InlineRunner
 from ml_trainer_env.server.settings import Settings

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from openenv.core.env_server.mcp_types import CallToolAction
-from real import SUBMIT, configure, rate, run
 from states import small
 
+from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
 from ml_trainer_env.models import TASK_IDS, TrainingStatus
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
