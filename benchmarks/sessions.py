@@ -224,6 +224,8 @@ def measure(task_ids: Sequence[TaskId], quick: bool, console: Console) -> dict[s
     repetitions = 1 if quick else 3
     trainer.configure_process()
     results: dict[str, Any] = {"quick": quick, "tasks": {}}
+    with console.status("memory"):  # first: later, sessions would lie in what others have freed
+        results["idle_session"] = idle(count=4 if quick else 16)
     for task_id in task_ids:
         with console.status(f"{task_id}: throughput"):
             results["tasks"][task_id] = throughput(task_id, repetitions)
@@ -231,9 +233,8 @@ def measure(task_ids: Sequence[TaskId], quick: bool, console: Console) -> dict[s
         with console.status(f"{task_id}: groups"):
             results["tasks"][task_id]["group"] = group(task_id, repetitions)
             results["tasks"][task_id]["identical"] = identical(task_id, repetitions)
-    with console.status("forks and memory"):
+    with console.status("forks"):
         results |= forks(repetitions=5 if quick else 20)
-        results["idle_session"] = idle(count=4 if quick else 16)
     return results
 
 

@@ -40,6 +40,7 @@ from ml_trainer_env.server.runner import InlineRunner
 LOG = Path("outputs") / "logs" / "soak-server.log"
 KILL_EVERY = 20.0  # seconds
 VANISHING = 0.2  # share of the episodes whose client vanishes
+REFUSED = "CAPACITY_REACHED"  # OpenEnv's code when all places are taken
 SETTLE = 30.0  # seconds that the server gets to notice the last ones
 FLAT = 1.05  # memory of the last third over that of the middle one
 EPOCHS: dict[TaskId, int] = {"easy_mnist": 6, "medium_fashion": 2, "hard_cifar": 1}
@@ -86,7 +87,7 @@ class Soak:
     def __init__(self, url: str, chance: random.Random) -> None:
         self.url, self.chance = url, chance
         self.scores: list[tuple[Script, float]] = []
-        self.vanished = self.killed = 0
+        self.vanished = self.killed = self.refused = 0
         self.memory: list[float] = []  # MB of server and workers, second by second
         self.health: list[float] = []  # seconds that `/health` took, second by second
 
@@ -96,8 +97,7 @@ class Soak:
             script = self.chance.choice(plan)
             vanish_at = self.chance.randrange(1, len(script.moves))
             vanishes = self.chance.random() < VANISHING
-            env = MLTrainerEnv(base_url=self.url)
-            await env.reset(task_id=script.task_id, seed=script.seed)
+            env = await self.begin(script)
             for number, (tool, arguments) in enumerate(script.moves):
                 call = asyncio.create_task(env.call_tool(tool, **arguments))
                 if vanishes and number == vanish_at:
@@ -113,6 +113,21 @@ class Soak:
                     self.scores.append((script, status.grade.score))
             with suppress(*CONNECTION_ERRORS):  # nobody listens to who has vanished
                 await env.close()
+
+    async def begin(self, script: Script) -> MLTrainerEnv:
+        """A session that has begun; the place of one that has just vanished may not be free yet."""
+        while True:
+            env = MLTrainerEnv(base_url=self.url)
+            try:
+                await env.reset(task_id=script.task_id, seed=script.seed)
+            except RuntimeError as error:
+                if REFUSED not in str(error):
+                    raise
+                self.refused += 1
+                await env.close()
+                await asyncio.sleep(1)
+            else:
+                return env
 
     async def killer(self, every: float) -> None:
         """Kill a worker, busy or idle, again and again."""
@@ -193,6 +208,7 @@ def judge(soak: Soak, taken: int, expected: dict[Script, float]) -> dict[str, An
         "different_scores": len(wrong),
         "vanished": soak.vanished,
         "killed": soak.killed,
+        "refused": soak.refused,
         "places_taken": taken,
         "health_ms": {
             "median": 1000 * statistics.median(soak.health),

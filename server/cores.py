@@ -20,6 +20,14 @@ MAX_WAITING = 256
 SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are made from
 
 
+class _Waiter:
+    """An asker in the queue; `turn` is set once cores are lent to it."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Event()
+        self.lent = 0
+
+
 class Cores:
     """`total` cores (by default all that this process may use), lent for an epoch at a time.
 
@@ -38,8 +46,8 @@ class Cores:
         self._free = self.total
         self._max_waiting = max_waiting
         self._core_seconds = 0.0  # mean of a turn
-        self._changed = threading.Condition()
-        self._queue: deque[object] = deque()
+        self._lock = threading.Lock()
+        self._queue: deque[_Waiter] = deque()
 
     @property
     def waiting(self) -> int:
@@ -57,33 +65,52 @@ class Cores:
         try:
             yield lent
         finally:
-            with self._changed:
-                self._free += lent
+            with self._lock:
                 spent = lent * (time.monotonic() - began)
                 weight = SMOOTHING if self._core_seconds else 1.0
                 self._core_seconds += weight * (spent - self._core_seconds)
-                self._changed.notify_all()
+                self._give_back(lent)
 
     def _wait_for_turn(self, asker: Asker) -> int:
-        place = object()
-        with self._changed:
+        waiter = _Waiter()
+        with self._lock:
             must_wait = self._queue or not self._free
             if must_wait and not asker.admitted and len(self._queue) >= self._max_waiting:
                 raise QueueFull(self._refusal())
-            self._queue.append(place)
-            try:
-                while not (self._queue[0] is place and self._free > 0):
-                    if asker.gone():
-                        raise CalledOff("nobody waits for it any more")
-                    self._changed.wait(PATIENCE)
-                alone = len(self._queue) == 1 and self._free >= self.threads
-                lent = self.threads if alone else 1
-                self._free -= lent
-            finally:
-                self._queue.remove(place)
-                self._changed.notify_all()
+            self._queue.append(waiter)
+            self._serve()
+        while not waiter.turn.wait(PATIENCE):
+            if asker.gone():
+                self._leave(waiter)
+                raise CalledOff("nobody waits for it any more")
         asker.admitted = True
-        return lent
+        return waiter.lent
+
+    def _serve(self) -> None:
+        """Lend what is free to whoever is first. Needs the lock.
+
+        Only those who are served are woken: a crowd that woke at every turn would take the
+        interpreter lock from the threads that hand epochs out.
+        """
+        while self._queue and self._free:
+            alone = len(self._queue) == 1 and self._free >= self.threads
+            waiter = self._queue.popleft()
+            waiter.lent = self.threads if alone else 1
+            self._free -= waiter.lent
+            waiter.turn.set()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """The waiter goes away, whether or not its turn has come in the meantime."""
+        with self._lock:
+            if waiter.turn.is_set():
+                self._give_back(waiter.lent)
+            else:
+                self._queue.remove(waiter)
+
+    def _give_back(self, lent: int) -> None:
+        """Needs the lock."""
+        self._free += lent
+        self._serve()
 
     def _refusal(self) -> str:
         """In words; the queue is through once each of it has had a turn."""

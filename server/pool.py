@@ -12,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from ml_trainer_env.server.asking import Asker
 from ml_trainer_env.server.channel import Channel, Message
 from ml_trainer_env.server.cores import MAX_WAITING, Cores
 from ml_trainer_env.server.resident import Resident
-from ml_trainer_env.server.shared_data import SharedData, share
+from ml_trainer_env.server.shared_data import SharedData, nameless_file, share
 from ml_trainer_env.server.trainer import TrainingState
 
 ATTEMPTS = 3  # at one epoch: one that kills every worker, say for memory, must not do so for ever
@@ -76,7 +77,7 @@ class PoolRunner:
     def prepare(self, datasets: Iterable[str] = ()) -> None:
         """Start all workers and load these data sets, so that nobody waits for it later."""
         with self._lock:
-            self._idle += [_Worker() for _ in range(self._cores.total - len(self._idle))]
+            self._idle += [_Worker() for _ in range(self._missing)]
         for name in datasets:
             self._shared(name)
 
@@ -140,10 +141,15 @@ class PoolRunner:
             raise
         with self._lock:
             self._busy.discard(worker)
-            if not self._closed:
+            if not self._closed and self._missing > 0:
                 self._idle.append(worker)
                 return
         worker.close()
+
+    @property
+    def _missing(self) -> int:
+        """How many workers more there may be."""
+        return self._cores.total - len(self._idle) - len(self._busy)
 
     def _shared(self, name: str) -> SharedData:
         """Nobody waits for another data set than theirs, once theirs is there."""
@@ -160,15 +166,16 @@ class _Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, nameless_file() as memory:
+            descriptors = [theirs.fileno(), memory.fileno()]
             module = "ml_trainer_env.server.worker"
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", module, *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
                 start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
             )
-        self._channel = Channel(ours)
+            self._channel = Channel(ours, os.dup(memory.fileno()))
         self._has: set[str] = set()  # data sets
 
     @property

@@ -32,9 +32,16 @@ class SharedData(NamedTuple):
     places: list[Place]
 
 
+def nameless_file() -> IO[bytes]:
+    """A file that goes when nobody has it open any more; in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("ml-trainer"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 def share(data: Resident) -> SharedData:
     """Write `data` into a new file."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as it is used)
+    file = nameless_file()
     places: list[Place] = []
     for split in SPLITS:
         rows: Rows = getattr(data, split)

@@ -12,7 +12,7 @@ Guarantees:
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 
 import torch
 
@@ -104,10 +104,12 @@ class SharingRunner:
 
 def _wait(theirs: Shared, asker: Asker) -> TrainingState | None:
     """What comes of an epoch in progress elsewhere. Raises `CalledOff` when the asker is gone."""
-    while not wait([theirs], PATIENCE).done:
-        if asker.gone():
-            raise CalledOff("nobody waits for it any more")
-    return theirs.result()
+    while True:
+        try:
+            return theirs.result(PATIENCE)
+        except TimeoutError:
+            if asker.gone():
+                raise CalledOff("nobody waits for it any more") from None
 
 
 def _compare(taken: TrainingState, trained: TrainingState) -> None:

@@ -1,4 +1,4 @@
-"""A process that trains: `python -m ml_trainer_env.server.worker DESCRIPTOR`, started by the pool.
+"""A process that trains: `python -m ml_trainer_env.server.worker SOCKET MEMORY`, for the pool.
 
 It takes a job at a time from its socket and answers it. When the process at the other end is gone,
 even by SIGKILL, it ends at once, in the middle of an epoch too.
@@ -21,10 +21,10 @@ from ml_trainer_env.server.shared_data import Place, attach
 from ml_trainer_env.server.team import Team
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, memory: int) -> None:
     """Work until the other end closes."""
     trainer.configure_process()
-    channel = Channel(socket.socket(fileno=descriptor))
+    channel = Channel(socket.socket(fileno=descriptor), memory)
     jobs: SimpleQueue[Message] = SimpleQueue()
     threading.Thread(target=_read, args=(channel, jobs), daemon=True).start()
     while True:
@@ -74,4 +74,4 @@ def _team(threads: int) -> Team:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

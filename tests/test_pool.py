@@ -250,7 +250,9 @@ def test_two_threads_alone_one_each_in_a_crowd_in_the_order_of_asking(
             eventually(lambda n=done: len(teller.jobs) >= min(6, n + 3), PATIENCE)
         for each in asked:
             each.result(PATIENCE)
-    assert [seed for seed, _ in teller.jobs] == list(range(6))
+    order = [seed for seed, _ in teller.jobs]
+    # The second and the third are lent a core at the same moment.
+    assert [order[0], sorted(order[1:3]), *order[3:]] == [0, [1, 2], 3, 4, 5]
     assert [lent for _, lent in teller.jobs][:5] == [2, 1, 1, 1, 1]
 
 
