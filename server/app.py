@@ -91,7 +91,8 @@ def prepare() -> None:
     """Load torch and the three data sets, fetching what is missing; failures go to the log."""
     from ml_trainer_env.server import datasets, trainer
 
-    trainer.configure_process()
+    if current().runner == "inline":  # else workers train, and kept memory is only lost here
+        trainer.configure_process()
     try:
         trainer.engine_fingerprint(current().precision)  # refuses what the processor cannot do
         if current().runner == "pool":

@@ -6,8 +6,10 @@ process; both share epochs between their sessions.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ml_trainer_env.server import settings
 from ml_trainer_env.server.saved import SavedEpisodes
@@ -18,6 +20,20 @@ if TYPE_CHECKING:  # importing them for real would load torch
     from ml_trainer_env.server.pool import PoolRunner
     from ml_trainer_env.server.runner import Runner
     from ml_trainer_env.server.trainer import TrainingState
+
+
+T = TypeVar("T")
+
+
+def _once(make: Callable[[], T]) -> Callable[[], T]:
+    """`make()` at the first call; also when many threads make it at the same time."""
+    made, lock = cache(make), threading.Lock()
+
+    def get() -> T:
+        with lock:
+            return made()
+
+    return get
 
 
 def begin(task: Task, seed: int) -> TrainingState:
@@ -36,14 +52,14 @@ def begin(task: Task, seed: int) -> TrainingState:
     return training
 
 
-@cache
+@_once
 def saved_episodes() -> SavedEpisodes:
     """What can be forked, and with a state folder resumed."""
     folder = settings.current().state_dir
     return SavedEpisodes(folder / "episodes" if folder else None)
 
 
-@cache
+@_once
 def inline_runner() -> Runner:
     """Trains in the threads of this process."""
     from ml_trainer_env.server.runner import InlineRunner
@@ -53,7 +69,7 @@ def inline_runner() -> Runner:
     return shared(InlineRunner(chosen.threads, max_waiting=chosen.max_waiting), chosen)
 
 
-@cache
+@_once
 def server_runner() -> Runner:
     """In worker processes, unless the settings say otherwise."""
     from ml_trainer_env.server.sharing import shared
@@ -62,7 +78,7 @@ def server_runner() -> Runner:
     return shared(pool(), chosen) if chosen.runner == "pool" else inline_runner()
 
 
-@cache
+@_once
 def pool() -> PoolRunner:
     """Needs no closing: the workers end with this process."""
     from ml_trainer_env.server.pool import PoolRunner
