@@ -105,7 +105,10 @@ def prepare() -> None:
         log.info("ready: torch and data are loaded")
 
 
-app = build(partial(MLTrainerEnvironment, find_runner=process.server_runner), warm_up=prepare)
+app = build(
+    partial(MLTrainerEnvironment, find_runner=process.server_runner, places=process.places()),
+    warm_up=prepare,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -35,6 +35,7 @@ from ml_trainer_env.server.asking import never
 from ml_trainer_env.server.connections import current_connection
 from ml_trainer_env.server.episode import Episode, Situation
 from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
+from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.reset_options import ResetOptions
 from ml_trainer_env.server.saved import Saved, SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS, Task
@@ -86,6 +87,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         *,
         find_runner: Callable[[], Runner] | None = None,
         saved: SavedEpisodes | None = None,
+        places: Places[MLTrainerEnvironment] | None = None,
     ) -> None:
         """A session whose trainings start with `begin` and run on `runner`. Cheap: no torch yet.
 
@@ -100,6 +102,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         self._find_runner = find_runner or process.inline_runner
         self._runner = runner
         self._saved = saved or process.saved_episodes()
+        self._places = places
         self._begin = begin or process.begin
         self._run: _Run | None = None
         self._closed = False
@@ -116,11 +119,12 @@ class MLTrainerEnvironment(MCPEnvironment):
         with its own id for `episode_id`, in its place.
 
         A training in progress is stopped at its next epoch boundary and waited for.
-        Raises `InvalidArguments`.
+        Raises `InvalidArguments`, and `NoPlace` when the server is full.
         """
         given = {"seed": seed, "episode_id": episode_id, **options}
         wanted = validate(ResetOptions, given, subject="reset")
         begin, runner = self._begin, self._runner or self._find_runner()
+        self._take_place()
         if wanted.fork_of:
             saved = self._saved.find(wanted.fork_of, begin, runner)
             self._abandon()
@@ -206,6 +210,11 @@ class MLTrainerEnvironment(MCPEnvironment):
         raise ActionError(f"unknown action {type(action).__name__}: call or list tools")
 
     @property
+    def episode(self) -> Episode | None:
+        """The episode in progress or just ended; for who watches, never for an agent."""
+        return self._run.episode if self._run else None
+
+    @property
     def state(self) -> EpisodeState:
         run = self._run
         if run is None:
@@ -247,6 +256,8 @@ class MLTrainerEnvironment(MCPEnvironment):
         if run:
             run.episode.abandon()
             self._saved.close(run.episode_id)
+        if self._places:
+            self._places.leave(self)
         super().close()
 
     # OpenEnv's task API ----------------------------------------------------------------------
@@ -284,6 +295,12 @@ class MLTrainerEnvironment(MCPEnvironment):
     def _require_open(self) -> None:
         if self._closed:
             raise ActionError("the session is closed")
+
+    def _take_place(self) -> None:
+        with self._lock:  # so that `close` comes before it or after it
+            self._require_open()
+            if self._places:
+                self._places.take(self)
 
     def _abandon(self) -> None:
         """End the present episode, if any, and wait until nothing of it runs."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_trainer_env.server import settings
+from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.saved import SavedEpisodes
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError
@@ -57,6 +58,12 @@ def saved_episodes() -> SavedEpisodes:
     """What can be forked, and with a state folder resumed."""
     folder = settings.current().state_dir
     return SavedEpisodes(folder / "episodes" if folder else None)
+
+
+@_once
+def places() -> Places[Any]:
+    """Of a server, for all its doors together."""
+    return Places(settings.current().max_sessions)
 
 
 @_once
