@@ -84,6 +84,10 @@ Agents = Annotated[
     ),
 ]
 Url = Annotated[str | None, typer.Option(help="A running server; left out: one is started.")]
+Token = Annotated[
+    str | None,
+    typer.Option(help="Of the server, if it needs one.", envvar="ML_TRAINER_TOKEN", show_envvar=True),
+]
 InProcess = Annotated[bool, typer.Option("--in-process", help="Train here, without a server.")]
 Folder = Annotated[Path, typer.Option(help="Where the records are.")]
 EVERY_TASK = ",".join(TASK_IDS)
@@ -93,17 +97,25 @@ EVERY_TASK = ",".join(TASK_IDS)
 
 
 @app.command(epilog="Example: `ml-trainer demo --tasks easy_mnist --seed 3`")
-def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None) -> None:
+def demo(
+    tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None, token: Token = None
+) -> None:
     """Watch a scripted agent play every task against a real server."""
     from ml_trainer_env.demo import demo
 
-    raise typer.Exit(demo(_tasks(tasks), seed, url))
+    raise typer.Exit(demo(_tasks(tasks), seed, url, token))
 
 
 @app.command(epilog="Example: `ml-trainer serve --port 9000`")
 def serve(host: str = "0.0.0.0", port: int = 8000) -> None:
     """Serve the environment until interrupted."""
     _run_module("ml_trainer_env.server.app", "--host", host, "--port", str(port))
+
+
+@app.command(epilog='Example, for a desktop client: `{"command": "ml-trainer", "args": ["mcp"]}`')
+def mcp() -> None:
+    """Serve one MCP client over standard input and output, training in this process."""
+    _run_module("ml_trainer_env.server.mcp_stdio")
 
 
 @data.command(epilog="Example: `ml-trainer data fetch cifar10 --raw ~/Downloads`")
@@ -132,6 +144,7 @@ def evaluate(
     parallel: Annotated[int, typer.Option(min=1, help="Attempts at a time.")] = 2,
     out: Folder = OUTPUTS / "evals" / "evaluation",
     url: Url = None,
+    token: Token = None,
     in_process: InProcess = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Stream the curves there.")] = None,
 ) -> None:
@@ -147,7 +160,7 @@ def evaluate(
             catalogue.find(name)
     except catalogue.AgentUnavailable as error:
         _fail(str(error))
-    with _sessions(url, in_process) as connect:
+    with _sessions(url, token, in_process) as connect:
         todo = evaluation.pending(wanted, out, connect)
         progress = Progress(console, len(wanted), len(wanted) - len(todo))
         try:
@@ -174,6 +187,7 @@ def report(folder: Folder = OUTPUTS / "evals" / "evaluation") -> None:
 def replay(
     records: Annotated[list[Path], typer.Argument(help="Record files.")],
     url: Url = None,
+    token: Token = None,
     in_process: InProcess = False,
 ) -> None:
     """Play recorded attempts again and compare every answer, bit for bit."""
@@ -185,7 +199,7 @@ def replay(
         kept = [reading.read(path) for path in records]
     except reading.BadRecord as error:
         _fail(str(error))
-    with _sessions(url, in_process) as connect:
+    with _sessions(url, token, in_process) as connect:
         for path, record in zip(records, kept, strict=True):
             differences = verify(record, connect)
             different += bool(differences)
@@ -213,7 +227,9 @@ def bench(context: typer.Context) -> None:
 
 
 @contextmanager
-def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, None]:
+def _sessions(
+    url: str | None, token: str | None, in_process: bool
+) -> Generator[Connect, None, None]:
     """How sessions are opened; a server that is started for them ends with the block."""
     from ml_trainer_env.agents.local import LocalSession
     from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
@@ -227,7 +243,7 @@ def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, Non
             if url is None:
                 with console.status("starting a server"):
                     url = stack.enter_context(local_server(LOGS / "evaluation-server.log"))
-            yield partial(RemoteSession, url)
+            yield partial(RemoteSession, url, token)
         except typer.Exit:  # is a RuntimeError, as many connection errors are
             raise
         except (ServerError, *CONNECTION_ERRORS) as error:

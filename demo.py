@@ -22,7 +22,7 @@ from ml_trainer_env.agents.moves import Move
 from ml_trainer_env.agents.policies import follow
 from ml_trainer_env.agents.records import Called, Ended, Line, Opened
 from ml_trainer_env.agents.scripted import scripted
-from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
+from ml_trainer_env.agents.session import CONNECTION_ERRORS, Connect, RemoteSession
 from ml_trainer_env.agents.summary import percent, stdout, summary
 from ml_trainer_env.local_server import LOGS, ServerError, local_server
 from ml_trainer_env.models import Grade, Signal, TaskId, TrainingStatus
@@ -36,8 +36,10 @@ SIGNAL_STYLES: dict[Signal, str] = {
 }
 
 
-def demo(tasks: Sequence[TaskId], seed: int, url: str | None) -> int:
-    """Play `tasks`; without a `url`, on a server of its own.
+def demo(
+    tasks: Sequence[TaskId], seed: int, url: str | None, token: str | None = None
+) -> int:
+    """Play `tasks`; without a `url`, on a server of its own. `token`: what the server asks for.
 
     The exit status: 0 when every episode was graded, 1 on a failure, 130 when interrupted.
     """
@@ -52,7 +54,8 @@ def demo(tasks: Sequence[TaskId], seed: int, url: str | None) -> int:
                 console.print(f"server: {url}, log: {log}")
             else:
                 console.print(f"server: {url}")
-            played = [play(url, task_id, seed, console) for task_id in tasks]
+            connect = partial(RemoteSession, url, token)
+            played = [play(connect, task_id, seed, console) for task_id in tasks]
     except KeyboardInterrupt:
         console.print("interrupted", style="bold red")
         return 130
@@ -65,14 +68,12 @@ def demo(tasks: Sequence[TaskId], seed: int, url: str | None) -> int:
     return 0
 
 
-def play(url: str, task_id: TaskId, seed: int, console: Console) -> Ended:
+def play(connect: Connect, task_id: TaskId, seed: int, console: Console) -> Ended:
     """A whole episode, shown as it goes."""
     console.rule(Text(f"{task_id}, seed {seed}", "bold"), align="left")
     with (
         console.status("loading") as spinner,  # a server that has just started still reads torch
-        Attempt(
-            "reference", partial(RemoteSession, url), task_id, seed, [partial(_show, console)]
-        ) as attempt,
+        Attempt("reference", connect, task_id, seed, [partial(_show, console)]) as attempt,
     ):
         follow(attempt, partial(_announced, spinner))
     assert attempt.ended is not None

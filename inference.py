@@ -65,7 +65,7 @@ def _play(
 ) -> Ended:
     """One episode, shown and recorded."""
     console.rule(Text(task_id, "bold"), align="left")
-    connect = partial(RemoteSession, settings.env_url, settings.space_token)
+    connect = partial(RemoteSession, settings.env_url, settings.env_token)
     with (
         RecordWriter(folder / f"{task_id}-{SEED}.jsonl") as record,
         Attempt("llm", connect, task_id, SEED, [record, partial(_show, console)]) as attempt,

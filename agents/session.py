@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
-from urllib.parse import urlsplit
 
 from openenv.core.env_server.mcp_types import CallToolAction, Tool, ToolError, ToolErrorType
 from websockets.exceptions import WebSocketException
@@ -22,8 +21,6 @@ from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 # What a session can raise for a server that is gone, refuses, or falls silent.
 CONNECTION_ERRORS = (OSError, RuntimeError, WebSocketException)
-
-SPACES = ".hf.space"  # where Hugging Face serves Spaces
 
 # How OpenEnv's client tells of a message that the server refused to read. It has no class for it.
 _REFUSALS = ("(code: VALIDATION_ERROR)", "(code: INVALID_JSON)")
@@ -51,10 +48,10 @@ Connect = Callable[[], Session]
 
 
 class RemoteSession:
-    """A session on the server at `url`. A `token` is for a private Space, and sent to no other."""
+    """A session on the server at `url`, which may ask for a `token`."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token and _is_space(url) else None
+        headers = {"Authorization": f"Bearer {token}"} if token else None
         self._client: SyncClient = MLTrainerEnv(base_url=url, headers=headers).__enter__()
 
     def begin(self, task_id: TaskId, seed: int) -> TrainingStatus:
@@ -84,8 +81,3 @@ class RemoteSession:
 
     def _reset(self, **options: Any) -> TrainingStatus:
         return cast(StatusObservation, self._client.reset(**options).observation).status
-
-
-def _is_space(url: str) -> bool:
-    address = urlsplit(url)
-    return address.scheme == "https" and (address.hostname or "").endswith(SPACES)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -22,17 +21,15 @@ from fastapi.responses import JSONResponse
 from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
 
-from ml_trainer_env.server import process
+from ml_trainer_env.server import mcp_door, process
 from ml_trainer_env.server.connections import Connections
+from ml_trainer_env.server.guard import Guard
+from ml_trainer_env.server.messages import MAX_BYTES
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
+from ml_trainer_env.server.waiting import details_in_the_log
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
-
-if TYPE_CHECKING:
-    from openenv.core.env_server.interfaces import Environment
-
-log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
 # OpenEnv's reaper measures from the end of the last step, so a step in progress counts as silence.
 # `Connections` closes silent WebSockets to the second; the reaper, for sessions opened over HTTP,
@@ -42,13 +39,14 @@ GRACE = 10  # seconds that uvicorn leaves requests in progress when it is told t
 
 
 def build(
-    environment: Callable[[], Environment] = MLTrainerEnvironment,
+    environment: Callable[[], MLTrainerEnvironment] = MLTrainerEnvironment,
     settings: Settings | None = None,
     warm_up: Callable[[], None] | None = None,
 ) -> FastAPI:
     """The application: a fresh `environment()` for every session, `warm_up()` beside the start."""
     settings = settings or current()
     timeout = settings.session_timeout or None
+    environment = partial(_made, environment)
     app = create_app(
         environment,
         CallToolAction,
@@ -61,11 +59,19 @@ def build(
         state_cls=EpisodeState,
         reset_observation_cls=StatusObservation,
     )
+    _add_standard_mcp(app, environment, settings)
     app.add_middleware(Connections, idle_timeout=timeout)
+    token = settings.token and settings.token.get_secret_value()
+    app.add_middleware(Guard, token=token, origins=settings.origins)  # outermost
     app.add_exception_handler(ActionError, _explain)
     if warm_up is not None:
-        _run_at_start(app, warm_up)
+        _run_within(app, partial(_beside, warm_up))
     return app
+
+
+def _made(environment: Callable[[], MLTrainerEnvironment]) -> MLTrainerEnvironment:
+    with details_in_the_log():
+        return environment()
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
@@ -73,36 +79,39 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, status_code=422)
 
 
-def _run_at_start(app: FastAPI, work: Callable[[], None]) -> None:
-    """Add `work`, in a thread, to what the application does when it starts."""
+def _add_standard_mcp(
+    app: FastAPI, environment: Callable[[], MLTrainerEnvironment], settings: Settings
+) -> None:
+    """Mount the door of `server/mcp_door.py`."""
+    timeout = settings.session_timeout or None
+    door = mcp_door.http_app(mcp_door.mcp_server(environment, timeout))
+    app.mount(mcp_door.MOUNT, door)
+    _run_within(app, lambda: mcp_door.running(door, timeout, settings.max_sessions))
+
+
+def _run_within(app: FastAPI, context: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+    """Let `context()` hold for as long as the application runs."""
     before = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[Any]:
-        async with before(application) as state:
-            task = asyncio.create_task(asyncio.to_thread(work))
+        async with before(application) as state, context():
             yield state
-            task.cancel()
 
     app.router.lifespan_context = lifespan
 
 
-def prepare() -> None:
-    """Load torch and the three data sets, fetching what is missing; failures go to the log."""
-    from ml_trainer_env.server import datasets, trainer
+@asynccontextmanager
+async def _beside(work: Callable[[], None]) -> AsyncIterator[None]:
+    """`work()` in a thread beside the block."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    yield
+    task.cancel()
 
-    if current().runner == "inline":  # else workers train, and kept memory is only lost here
-        trainer.configure_process()
-    try:
-        trainer.engine_fingerprint(current().precision)  # refuses what the processor cannot do
-        if current().runner == "pool":
-            process.pool().prepare(datasets.NAMES)
-        for name in datasets.NAMES:
-            datasets.load(name)
-    except (ValueError, datasets.DatasetUnavailable) as error:
-        log.error("%s", error)  # whoever trains is told the same
-    else:
-        log.info("ready: torch and data are loaded")
+
+def prepare() -> None:
+    """Load torch and the three data sets, in the workers too where there are any."""
+    process.prepare(workers=current().runner == "pool")
 
 
 app = build(
@@ -122,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         host=options.host,
         port=options.port,
         timeout_graceful_shutdown=GRACE,
+        ws_max_size=4 * MAX_BYTES,  # what is longer than MAX_BYTES is refused with an explanation
     )
 
 

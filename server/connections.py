@@ -26,7 +26,6 @@ from ml_trainer_env.server.turnover import Turnover
 
 READ_AHEAD = 32  # messages read while a step is in progress; beyond them, the end goes unseen
 POLICY_CLOSE = 1008  # WebSocket close code: the client broke a rule, here that of the timeout
-WEB_UI = "/web"  # Gradio's own traffic
 
 
 class Connection:
@@ -47,6 +46,13 @@ class Connection:
 
 current_connection: ContextVar[Connection | None] = ContextVar("current_connection", default=None)
 
+_IN_SCOPE = "ml_trainer.connection"
+
+
+def connection_of(scope: Scope) -> Connection | None:
+    """The connection of a request, for code that does not descend from the task that serves it."""
+    return scope.get(_IN_SCOPE)
+
 
 class Connections:
     """The middleware. `idle_timeout` in seconds; None: a client may be silent for ever."""
@@ -60,7 +66,7 @@ class Connections:
         path = scope.get("path", "")
         if scope["type"] == "websocket" and path in messages.WEBSOCKET_DOORS:
             await self._websocket(messages.WEBSOCKET_DOORS[path], scope, receive, send)
-        elif scope["type"] == "http" and scope["method"] == "POST" and not path.startswith(WEB_UI):
+        elif scope["type"] == "http" and scope["method"] == "POST":
             await self._http(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -78,7 +84,7 @@ class Connections:
                 message = await receive()
                 if message["type"] == "websocket.disconnect":
                     connection.lose()
-                await ahead.put(message)
+                await ahead.put(_shortened(message))
 
         async def next_message() -> Message:
             nonlocal timed_out
@@ -146,6 +152,7 @@ class Connections:
                 start = None
             await send(hinted)
 
+        scope = {**scope, _IN_SCOPE: connection}
         async with _background(watch()), _serving(connection):
             await self.app(scope, replay, send_hinted if scope["path"] == "/mcp" else send)
 
@@ -156,6 +163,14 @@ class Connections:
             if answer and messages.is_refusal(answer):
                 return {**message, part: messages.with_retry_hint(answer, self._sessions.seconds)}
         return message
+
+
+def _shortened(message: Message) -> Message:
+    """A text that is too long is kept only as far as shows that it is: many wait in the queue."""
+    text = message.get("text")
+    if text is None or len(text) <= messages.MAX_BYTES:
+        return message
+    return {**message, "text": text[: messages.MAX_BYTES + 1]}
 
 
 def _unless_vanished(send: Send, connection: Connection) -> Send:

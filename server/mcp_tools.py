@@ -20,22 +20,29 @@ from pydantic import PrivateAttr
 from ml_trainer_env.models import TrainingStatus
 from ml_trainer_env.server.tools import ToolSpec
 from ml_trainer_env.server.validation import ActionError
+from ml_trainer_env.server.waiting import InternalError
 from ml_trainer_env.wire import ToolResult
 
 Call = Callable[[str, Mapping[str, Any]], Awaitable[TrainingStatus]]
 
 
 class EpisodeTool(Tool):
-    """A tool of a session's FastMCP server: what a standard MCP client sees."""
+    """A tool of a FastMCP server: what a standard MCP client sees."""
 
     _call: Call = PrivateAttr()
 
     @classmethod
     def of(cls, spec: ToolSpec, call: Call) -> EpisodeTool:
+        return cls.named(spec.name, spec.description, spec.input_schema, call)
+
+    @classmethod
+    def named(
+        cls, name: str, description: str, input_schema: dict[str, Any], call: Call
+    ) -> EpisodeTool:
         tool = cls(
-            name=spec.name,
-            description=spec.description,
-            parameters=spec.input_schema,
+            name=name,
+            description=description,
+            parameters=input_schema,
             output_schema=_status_schema(),
         )
         tool._call = call
@@ -44,7 +51,7 @@ class EpisodeTool(Tool):
     async def run(self, arguments: dict[str, Any]) -> McpResult:
         try:
             status = await self._call(self.name, arguments)
-        except ActionError as error:
+        except (ActionError, InternalError) as error:
             raise ToolError(str(error), log_level=logging.DEBUG) from None
         return McpResult(
             content=[TextContent(type="text", text=status.model_dump_json())],

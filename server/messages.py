@@ -33,6 +33,8 @@ from ml_trainer_env.server.validation import ActionError, InvalidArguments, show
 
 MAX_BYTES = 64 * 1024  # a tool call takes a few hundred
 MAX_DEPTH = 16  # nested objects and lists
+STANDARD_MCP = "/play/"  # the door of `server/mcp_door.py`
+WEB_UI = "/web"  # the page's own traffic
 
 _MESSAGES: dict[str, type[BaseMessage]] = {
     "reset": WSResetMessage,
@@ -86,12 +88,28 @@ def http_refusal(path: str, body: bytes) -> tuple[int, dict[str, Any]] | None:
     if path == "/mcp":
         answer = rpc_refusal(body)
         return None if answer is None else (200, json.loads(answer))
+    if len(body) > MAX_BYTES:
+        return 413, {"detail": f"a request must be at most {MAX_BYTES} bytes long"}
+    if path.startswith(STANDARD_MCP):
+        return _standard_mcp_refusal(body)
+    if path.startswith(WEB_UI):
+        return None
     if not body:  # a reset without options
         return None
     try:
         _check_finite(_json_object(body))
     except ActionError as error:
-        return (413 if len(body) > MAX_BYTES else 422), {"detail": str(error)}
+        return 422, {"detail": str(error)}
+    return None
+
+
+def _standard_mcp_refusal(body: bytes) -> tuple[int, dict[str, Any]] | None:
+    """The SDK answers 500 to what is not UTF-8, too deep, or holds half a surrogate pair."""
+    try:
+        _json_object(body)
+    except BadMessage as error:
+        problem = JsonRpcResponse.error_response(JsonRpcErrorCode.PARSE_ERROR, str(error))
+        return 400, problem.model_dump()
     return None
 
 

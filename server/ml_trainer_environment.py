@@ -7,16 +7,14 @@ and tells training to stop when nobody waits for it any more.
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from anyio import CapacityLimiter, to_thread
 from fastmcp import FastMCP
 from openenv.core.env_server.mcp_environment import MCPEnvironment
 from openenv.core.env_server.mcp_types import (
@@ -32,7 +30,6 @@ from openenv.core.env_server.types import Action, EnvironmentMetadata, Observati
 from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, TrainingStatus
 from ml_trainer_env.server import process, tools
 from ml_trainer_env.server.asking import never
-from ml_trainer_env.server.connections import current_connection
 from ml_trainer_env.server.episode import Episode, Situation
 from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.places import Places
@@ -40,6 +37,7 @@ from ml_trainer_env.server.reset_options import ResetOptions
 from ml_trainer_env.server.saved import Saved, SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
+from ml_trainer_env.server.waiting import Stop, in_thread, nothing
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
 
 if TYPE_CHECKING:  # importing them for real would load torch
@@ -47,8 +45,6 @@ if TYPE_CHECKING:  # importing them for real would load torch
     from ml_trainer_env.server.trainer import TrainingState
 
     Begin = Callable[[Task, int], TrainingState]
-
-T = TypeVar("T")
 
 NAME = "ml_trainer_env"
 SPLIT = "train"  # the one split: training and evaluation use the same tasks with other seeds
@@ -150,7 +146,7 @@ class MLTrainerEnvironment(MCPEnvironment):
     async def reset_async(
         self, /, seed: int | None = None, episode_id: str | None = None, **options: Any
     ) -> StatusObservation:
-        return await self._in_thread(partial(self.reset, seed, episode_id, **options))
+        return await in_thread(partial(self.reset, seed, episode_id, **options))
 
     def call(
         self, name: str, arguments: Mapping[str, Any], stop: tools.Stop = never
@@ -164,20 +160,25 @@ class MLTrainerEnvironment(MCPEnvironment):
                 run.steps += 1
         return status
 
-    async def call_async(self, name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
-        """`call` for the doors that bypass `step`: `/mcp` and standard MCP clients."""
-        return await self._in_thread(partial(self.call, name, arguments), _Stop())
+    async def call_async(
+        self, name: str, arguments: Mapping[str, Any], notice: Callable[[], object] = nothing
+    ) -> TrainingStatus:
+        """`call` for the doors that bypass `step`: `/mcp` and standard MCP clients.
+
+        `notice` is called at epoch boundaries, in the thread that trains.
+        """
+        return await in_thread(partial(self.call, name, arguments), Stop(notice=notice))
 
     # OpenEnv's protocol ----------------------------------------------------------------------
 
     def step(self, action: Action, timeout_s: float | None = None, **_: Any) -> Observation:
-        return self._step(action, _Stop(timeout_s))
+        return self._step(action, Stop(timeout_s))
 
     async def step_async(
         self, action: Action, timeout_s: float | None = None, **_: Any
     ) -> Observation:
-        stop = _Stop(timeout_s)
-        return await self._in_thread(partial(self._step, action), stop)
+        stop = Stop(timeout_s)
+        return await in_thread(partial(self._step, action), stop)
 
     def _step(self, action: Action, stop: tools.Stop) -> Observation:
         if isinstance(action, CallToolAction):
@@ -241,7 +242,7 @@ class MLTrainerEnvironment(MCPEnvironment):
             description="An agent learns to run the training of real neural networks: it sees the "
             "curves, decides what to change, trains on, and submits. Nothing is simulated.",
             readme_content=_readme(),
-            version=_version(),
+            version=version(),
         )
 
     def get_callables(self) -> dict[str, Callable[..., TrainingStatus]]:
@@ -268,7 +269,7 @@ class MLTrainerEnvironment(MCPEnvironment):
     def list_tasks(self, split: str) -> list[dict[str, Any]]:
         if split != SPLIT:
             raise InvalidArguments(f'split: must be "{SPLIT}"')
-        return [_task_card(index, TASKS[task_id]) for index, task_id in enumerate(TASK_IDS)]
+        return [TASKS[task_id].card for task_id in TASK_IDS]
 
     def num_tasks(self, split: str) -> int:
         return len(self.list_tasks(split))
@@ -316,32 +317,6 @@ class MLTrainerEnvironment(MCPEnvironment):
     def _validate_tool_names(self, mcp_server: Any) -> None:
         """The names are a constant that a test checks; asking FastMCP would cost an event loop."""
 
-    async def _in_thread(self, work: Callable[..., T], stop: _Stop | None = None) -> T:
-        """`work()`, or `work(stop=stop)`, in a thread of its own; when this task is cancelled,
-        `stop` says so.
-
-        A limiter for each call: the default one would let 40 trainings block all other sessions.
-        """
-        job = partial(work, stop=stop) if stop else work
-        try:
-            return await to_thread.run_sync(job, abandon_on_cancel=True, limiter=CapacityLimiter(1))
-        finally:
-            if stop:
-                stop.cancelled = True
-
-
-class _Stop:
-    """Whether nobody waits for this call any more: client gone, task cancelled, or time is up."""
-
-    def __init__(self, timeout_s: float | None = None) -> None:
-        self.cancelled = False
-        self._connection = current_connection.get()
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-
-    def __call__(self) -> bool:
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        return self.cancelled or late or (self._connection is not None and self._connection.lost())
-
 
 def _error_type(error: ActionError) -> ToolErrorType:
     if isinstance(error, tools.UnknownTool):
@@ -349,18 +324,6 @@ def _error_type(error: ActionError) -> ToolErrorType:
     if isinstance(error, InvalidArguments):
         return ToolErrorType.INVALID_ARGS
     return ToolErrorType.EXECUTION_ERROR
-
-
-def _task_card(index: int, task: Task) -> dict[str, Any]:
-    return {
-        "id": task.task_id,
-        "index": index,
-        "title": task.title,
-        "description": task.description,
-        "goal": task.goal,
-        "max_epochs": task.max_epochs,
-        "version": task.version,
-    }
 
 
 @cache
@@ -378,8 +341,9 @@ def _readme() -> str | None:
 
 
 @cache
-def _version() -> str | None:
+def version() -> str | None:
+    """Of this package; None when it was not installed."""
     try:
         return metadata.version("ml-trainer-env")
-    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+    except metadata.PackageNotFoundError:  # run from a checkout
         return None

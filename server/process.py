@@ -6,6 +6,7 @@ process; both share epochs between their sessions.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # importing them for real would load torch
     from ml_trainer_env.server.runner import Runner
     from ml_trainer_env.server.trainer import TrainingState
 
+
+log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
 T = TypeVar("T")
 
@@ -83,6 +86,27 @@ def server_runner() -> Runner:
 
     chosen = settings.current()
     return shared(pool(), chosen) if chosen.runner == "pool" else inline_runner()
+
+
+def prepare(*, workers: bool) -> None:
+    """Load torch and the three data sets, fetching what is missing; failures go to the log.
+
+    `workers`: those of the pool too.
+    """
+    from ml_trainer_env.server import datasets, trainer
+
+    if not workers:  # else they train, and kept memory is only lost here
+        trainer.configure_process()
+    try:
+        trainer.engine_fingerprint(settings.current().precision)  # refuses what cannot be done here
+        if workers:
+            pool().prepare(datasets.NAMES)
+        for name in datasets.NAMES:
+            datasets.load(name)
+    except (ValueError, datasets.DatasetUnavailable) as error:
+        log.error("%s", error)  # whoever trains is told that it failed
+    else:
+        log.info("ready: torch and data are loaded")
 
 
 @_once

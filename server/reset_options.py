@@ -11,6 +11,7 @@ from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import InvalidArguments
 
 DEFAULT_SEED = 0
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class ResetOptions(BaseModel):
@@ -21,7 +22,7 @@ class ResetOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = DEFAULT_SEED
+    seed: Seed = DEFAULT_SEED
     episode_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     task_id: TaskId | None = None
     split: Literal["train"] | None = None

@@ -16,6 +16,8 @@ name of its variable.
 | ML_TRAINER_VERIFY_SHARED | 0 | share of the shared epochs that are trained again and compared |
 | ML_TRAINER_STATE_DIR | | a folder that lets sessions go on after the server was killed |
 | ML_TRAINER_STATE_MB | 4096 | megabytes of training states in that folder |
+| ML_TRAINER_TOKEN | | who asks for anything but `/health` has to bring it |
+| ML_TRAINER_ORIGINS | | comma-separated sites whose pages may use the MCP door and WebSockets |
 | ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
 
 The folder of the data is ML_TRAINER_DATA_DIR (`server/datasets.py`).
@@ -29,7 +31,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 PREFIX = "ML_TRAINER_"
 
@@ -54,7 +63,16 @@ class Settings(BaseModel):
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0
     state_dir: Path | None = None
     state_mb: Annotated[int, Field(ge=0)] = 4096
+    token: SecretStr | None = None
+    origins: tuple[str, ...] = ()  # such as https://example.com
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _are_listed(cls, given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        return tuple(origin.strip() for origin in given.split(",") if origin.strip())
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:

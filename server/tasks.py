@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from ml_trainer_env.models import EpochRecord, Grade, GradeComponent, TaskId
+from ml_trainer_env.models import TASK_IDS, EpochRecord, Grade, GradeComponent, TaskId
 
 History = Sequence[EpochRecord]
 ComponentName = Literal["accuracy", "generalization", "efficiency", "stability"]
@@ -77,6 +77,19 @@ class Task:
             "Without training the score is 0. The hidden-test accuracy is shown with the score and "
             "does not count."
         )
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a client is told of the task."""
+        return {
+            "id": self.task_id,
+            "index": TASK_IDS.index(self.task_id),
+            "title": self.title,
+            "description": self.description,
+            "goal": self.goal,
+            "max_epochs": self.max_epochs,
+            "version": self.version,
+        }
 
 
 TASKS: dict[str, Task] = {

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from live import eventually, free_port, listens
 from typer.testing import CliRunner
 
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.cli import app
 from ml_trainer_env.models import TASK_IDS
 
-COMMANDS = ["demo", "serve", "data fetch", "data status", "evaluate", "report", "replay"]
+COMMANDS = ["demo", "serve", "mcp", "data fetch", "data status", "evaluate", "report", "replay"]
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +109,34 @@ def test_an_environment_that_is_not_there() -> None:
     status, out = run("evaluate", "--url", "http://127.0.0.1:9", "--agents", "naive")
     assert status == 1
     assert "Failed to connect" in out
+
+
+def test_a_server_that_needs_a_token_is_played_with_it(
+    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = serve(token="s3cret")
+    arguments = ["evaluate", "--url", url, "--agents", "nothing", "--tasks", "easy_mnist"]
+    arguments += ["--seeds", "1", "--out", "e"]
+    status, out = run(*arguments)
+    assert status == 1
+    assert "401" in out
+    assert run(*arguments, "--token", "s3cret")[0] == 0
+    monkeypatch.setenv("ML_TRAINER_TOKEN", "s3cret")
+    assert run("replay", "--url", url, "e/easy_mnist-nothing-0.jsonl")[0] == 0
+
+
+def test_serve_listens_where_it_is_told_to() -> None:
+    port = str(free_port())
+    arguments = ["serve", "--host", "127.0.0.1", "--port", port]
+    server = subprocess.Popen([sys.executable, "-m", "ml_trainer_env.cli", *arguments])
+    try:
+        eventually(lambda: listens(f"http://127.0.0.1:{port}"), timeout=60)
+        with socket.socket() as elsewhere:  # still this machine, but another address of it
+            assert elsewhere.connect_ex(("127.0.0.2", int(port))) != 0
+    finally:
+        server.terminate()
+        server.wait(30)
+    eventually(lambda: not listens(f"http://127.0.0.1:{port}"))
 
 
 @pytest.mark.parametrize("command", ["--help", "evaluate --help"])

@@ -7,6 +7,7 @@
 | ENV_URL | http://localhost:8000 | the environment |
 | OPENAI_API_KEY, else OPENROUTER_API_KEY, else GEMINI_API_KEY | | one of them is required |
 | HF_TOKEN | | opens a private Hugging Face Space, where ENV_URL is one |
+| ML_TRAINER_TOKEN | | the token of the server at ENV_URL, where it asks for one |
 | LLM_RPM_LIMIT | 5 | requests in any minute, at most |
 | LLM_MAX_RETRIES | 3 | how often a request is repeated |
 | LLM_REASONING_EFFORT | minimal | for providers that take it |
@@ -16,11 +17,15 @@
 from __future__ import annotations
 
 from typing import Annotated, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_trainer_env.models import TaskId
+
+
+SPACES = ".hf.space"  # where Hugging Face serves Spaces
 
 
 class LLMSettingsError(ValueError):
@@ -53,6 +58,7 @@ class LLMSettings(BaseSettings):
     openrouter_api_key: SecretStr | None = None
     gemini_api_key: SecretStr | None = None
     hf_token: SecretStr | None = None
+    ml_trainer_token: SecretStr | None = None
     llm_rpm_limit: Annotated[int, Field(ge=1)] = 5
     llm_max_retries: Annotated[int, Field(ge=0)] = 3
     llm_reasoning_effort: str = "minimal"
@@ -90,8 +96,10 @@ class LLMSettings(BaseSettings):
         return self._providers[0].key.get_secret_value()
 
     @property
-    def space_token(self) -> str | None:
-        return self.hf_token.get_secret_value() if self.hf_token else None
+    def env_token(self) -> str | None:
+        """What the environment asks for. That of Hugging Face is shown to its Spaces only."""
+        token = self.ml_trainer_token or (self.hf_token if _is_space(self.env_url) else None)
+        return token.get_secret_value() if token else None
 
     def decisions(self, task_id: TaskId) -> int:
         return {
@@ -110,3 +118,8 @@ class LLMSettings(BaseSettings):
             (gemini, "gemini-2.5-flash", self.gemini_api_key),
         )
         return [Provider(url, model, key) for url, model, key in known if key is not None]
+
+
+def _is_space(url: str) -> bool:
+    address = urlsplit(url)
+    return address.scheme == "https" and (address.hostname or "").endswith(SPACES)

@@ -1,0 +1,220 @@
+"""The standard MCP door: what any MCP client connects to, over streamable HTTP or stdio.
+
+One FastMCP server. Its tools are those of `tools.TOOLS` and `begin_episode`, which exists only here;
+its resources are the rules and the tasks, its prompt starts an agent off. Guarantees: each MCP
+session plays in an environment of its own (`server/visitor.py`); `run_epochs` reports every epoch to
+a client that wants to know; whoever goes away, or cancels, stops its training at the next epoch
+boundary; a mistake is an answer, and ours are told without their details.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+
+from anyio import BrokenResourceError, ClosedResourceError
+from fastmcp import FastMCP
+from fastmcp.exceptions import PromptError, ResourceError
+from fastmcp.server.context import Context
+from fastmcp.server.dependencies import get_context
+from fastmcp.server.http import StarletteWithLifespan
+
+from ml_trainer_env.models import DEFAULT_TASK_ID, MAX_SEED, TASK_IDS, EpochRecord, TrainingStatus
+from ml_trainer_env.server import rules
+from ml_trainer_env.server.connections import connection_of, current_connection
+from ml_trainer_env.server.mcp_tools import EpisodeTool
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment, version
+from ml_trainer_env.server.reset_options import DEFAULT_SEED
+from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.server.tools import TOOLS
+from ml_trainer_env.server.validation import ActionError, json_schema, shown, validate
+from ml_trainer_env.server.visitor import BEGIN, BeginEpisode, Visitor
+
+NAME = "ml-trainer"
+MOUNT = "/play"
+ADDRESS = f"{MOUNT}/mcp"  # OpenEnv's own dialect has /mcp
+SESSIONS_PER_PLACE = 4  # MCP sessions for each place of an episode: looking around takes none
+VISITOR = "visitor"  # its key in a session's context
+
+
+def mcp_server(
+    environment: Callable[[], MLTrainerEnvironment], patience: float | None = None
+) -> FastMCP:
+    """The server, for any transport. `patience`: seconds of silence that end an episode."""
+    server = FastMCP(
+        NAME, instructions=rules.in_short(BEGIN), version=version(), mask_error_details=True
+    )
+    server.add_tool(
+        EpisodeTool.named(
+            BEGIN,
+            "Begin an episode: a fresh network on one of the tasks. An unfinished episode of this "
+            "session is abandoned. The answer's message is the goal.",
+            json_schema(BeginEpisode),
+            _begin,
+        )
+    )
+    for spec in TOOLS.values():
+        server.add_tool(EpisodeTool.of(spec, _call))
+    _add_documents(server)
+    # The SDK enters this once for each session, and leaves it when the session has ended.
+    server._mcp_server.lifespan = _with_a_visitor(
+        server._mcp_server.lifespan, environment, patience
+    )
+    return server
+
+
+def http_app(server: FastMCP) -> StarletteWithLifespan:
+    """The door over streamable HTTP, to be mounted at `MOUNT` and run by `running`."""
+    return server.http_app(
+        path=ADDRESS.removeprefix(MOUNT),
+        json_response=False,
+        stateless_http=False,
+        host_origin_protection=False,  # `server/guard.py` does it, for all doors
+    )
+
+
+@asynccontextmanager
+async def running(
+    app: StarletteWithLifespan, patience: float | None, places: int
+) -> AsyncIterator[None]:
+    """Serve sessions within the block; those without a request for `patience` seconds are ended."""
+    async with app.lifespan(app):
+        (door,) = (route for route in app.routes if getattr(route, "path", "") in ADDRESS)
+        sessions = door.endpoint.session_manager  # pyright: ignore[reportAttributeAccessIssue]
+        sessions.session_idle_timeout = patience
+        sessions.max_sessions = SESSIONS_PER_PLACE * places
+        yield
+
+
+# Tools ---------------------------------------------------------------------------------------
+
+
+async def _begin(name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
+    visitor, _ = _who_calls()
+    return await visitor.begin(arguments)
+
+
+async def _call(name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
+    visitor, context = _who_calls()
+    async with _epochs_reported(visitor, arguments, context) as notice:
+        return await visitor.call(name, arguments, notice)
+
+
+def _who_calls() -> tuple[Visitor, Context]:
+    """Also: from here on, this task serves the connection of the request, if it has one.
+
+    The task descends from the one that opened the session, whose connection is long gone.
+    """
+    context = get_context()
+    request = context.request_context
+    assert request is not None
+    current_connection.set(connection_of(request.request.scope) if request.request else None)
+    return request.lifespan_context[VISITOR], context
+
+
+@asynccontextmanager
+async def _epochs_reported(
+    visitor: Visitor, arguments: Mapping[str, Any], context: Context
+) -> AsyncIterator[Callable[[], None]]:
+    """Report every epoch that the episode finishes within the block, and all of them by its end.
+
+    Any thread may call what is yielded, whenever epochs may have been finished. It never waits: a
+    client that reads slowly does not hold up its training.
+    """
+    loop = asyncio.get_running_loop()
+    finished: asyncio.Queue[EpochRecord | None] = asyncio.Queue()
+    episode = visitor.episode
+    before = seen = episode.now.epoch if episode else 0
+
+    def notice() -> None:
+        nonlocal seen
+        history = episode.now.training.history if episode else ()
+        for record in history[seen:]:
+            loop.call_soon_threadsafe(finished.put_nowait, record)
+        seen = max(seen, len(history))
+
+    async def report() -> None:
+        while (record := await finished.get()) is not None:
+            assert episode is not None
+            budget = episode.task.max_epochs
+            total = min(arguments["num_epochs"], budget - before)
+            with suppress(ClosedResourceError, BrokenResourceError):  # nobody is left to be told
+                await context.report_progress(record.epoch - before, total, _told(record, budget))
+
+    reporting = asyncio.create_task(report())
+    try:
+        yield notice
+        notice()
+        loop.call_soon(finished.put_nowait, None)  # after all that `notice` has put
+        await reporting
+    finally:
+        reporting.cancel()
+
+
+def _told(record: EpochRecord, budget: int) -> str:
+    if record.val_accuracy is None:
+        return f"epoch {record.epoch} of {budget} diverged"
+    return f"epoch {record.epoch} of {budget}: val accuracy {record.val_accuracy:.4f}"
+
+
+# Resources and the prompt ------------------------------------------------------------------------
+
+
+def _add_documents(server: FastMCP) -> None:
+    @server.resource("ml-trainer://rules", mime_type="text/markdown")
+    def rules_of_an_episode() -> str:
+        """What holds for every task: tools, reward, final score."""
+        return rules.rules(BEGIN)
+
+    @server.resource("ml-trainer://tasks", mime_type="application/json")
+    def tasks() -> str:
+        """All tasks with their goals."""
+        return json.dumps([TASKS[task_id].card for task_id in TASK_IDS])
+
+    @server.resource("ml-trainer://tasks/{task_id}", mime_type="application/json")
+    def task(task_id: str) -> str:
+        """One task."""
+        if task_id not in TASKS:
+            known = ", ".join(TASKS)
+            raise ResourceError(f"no task is named {shown(task_id)}; the tasks are {known}")
+        return json.dumps(TASKS[task_id].card)
+
+    @server.prompt
+    def play(task_id: str = DEFAULT_TASK_ID, seed: str = str(DEFAULT_SEED)) -> str:
+        """Play an episode of a task."""
+        given = {"task_id": task_id, "seed": int(seed) if _is_number(seed) else seed}
+        try:
+            chosen = validate(BeginEpisode, given, subject="play")
+        except ActionError as error:
+            raise PromptError(str(error)) from None
+        return rules.opening_move(BEGIN, chosen.task_id, chosen.seed)
+
+
+def _is_number(text: str) -> bool:
+    """MCP's prompts take nothing but strings."""
+    return text.isdecimal() and len(text) <= len(str(MAX_SEED))
+
+
+# Sessions ----------------------------------------------------------------------------------------
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]
+
+
+def _with_a_visitor(
+    lifespan: Lifespan, environment: Callable[[], MLTrainerEnvironment], patience: float | None
+) -> Lifespan:
+    """`lifespan`, with a visitor in the context of each session for as long as the session lasts."""
+
+    @asynccontextmanager
+    async def session(low_level: Any) -> AsyncIterator[dict[str, Any]]:
+        async with lifespan(low_level) as context:
+            visitor = Visitor(environment, patience)
+            try:
+                yield {**context, VISITOR: visitor}
+            finally:
+                visitor.close()
+
+    return session

@@ -1,0 +1,150 @@
+"""Fuzzing the doors: whatever comes in, no 5xx, no hang, an answer in JSON, and life goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from fakes import FakeRunner, begin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live import serving
+from wild import json_values
+
+from ml_trainer_env.server.app import build
+from ml_trainer_env.server.mcp_door import ADDRESS
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.settings import Settings
+from ml_trainer_env.server.tools import TOOLS
+from ml_trainer_env.server.visitor import BEGIN
+
+
+def application() -> Any:
+    return build(partial(MLTrainerEnvironment, FakeRunner(), begin), Settings())
+
+
+# The HTTP surface, as its OpenAPI document describes it ------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def documented() -> Any:
+    return schemathesis.openapi.from_asgi("/openapi.json", application())
+
+
+schema = schemathesis.pytest.from_fixture("documented")
+
+
+@schema.parametrize()
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_the_http_surface_never_fails(case: schemathesis.Case) -> None:
+    response = case.call()
+    assert response.status_code < 500
+    response.json()
+    assert "Traceback" not in response.text
+
+
+# The MCP door ------------------------------------------------------------------------------------
+
+HEADERS = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+HELLO = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {},
+    "clientInfo": {"name": "fuzz", "version": "1"},
+}
+METHODS = [
+    *("initialize", "ping", "tools/list", "tools/call", "resources/list", "resources/read"),
+    *("resources/templates/list", "resources/subscribe", "prompts/list", "prompts/get"),
+    *("completion/complete", "logging/setLevel", "tasks/get", "tasks/list", "tasks/result"),
+    *("notifications/initialized", "notifications/cancelled", "notifications/progress"),
+]
+
+
+class Door:
+    """An MCP session by hand."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(base_url=url, headers=HEADERS, timeout=10)
+        self._ids = iter(range(1, 10**9))
+        opened = self.ask("initialize", HELLO)
+        self._http.headers["mcp-session-id"] = opened.headers["mcp-session-id"]
+        self.send(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}))
+
+    def send(self, body: str | bytes) -> httpx.Response:
+        return self._http.post(ADDRESS, content=body)
+
+    def ask(self, method: str, params: Any) -> httpx.Response:
+        request = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
+        return self.send(json.dumps(request))
+
+    def works(self) -> bool:
+        return '"result":{}' in self.ask("ping", {}).text
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Door]:
+    with serving(application()) as url:
+        yield Door(url)
+
+
+def answered(response: httpx.Response) -> bool:
+    return response.status_code < 500 and "Traceback" not in response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *("", "{", "null", "5", "[]", '"x"', "NaN", "{}", '{"jsonrpc": "2.0"}', b"\xff\xfe\x00"),
+        '[{"jsonrpc": "2.0", "id": 1, "method": "ping"}]',
+        '{"jsonrpc": "2.0", "id": NaN, "method": "ping"}',
+        '{"jsonrpc": "2.0", "id": 1e999, "method": "ping"}',
+        '{"jsonrpc": "2.0", "id": null, "method": "ping"}',
+        '{"jsonrpc": "2.0", "id": 1, "method": "\\ud800"}',
+        '{"jsonrpc": "2.0", "id": "' + "9" * 5_000 + '", "method": "ping"}',
+        '{"jsonrpc": "2.0", "id": ' + "9" * 5_000 + ', "method": "ping"}',
+        '{"jsonrpc": "2.0", "id": 1, "result": {}}',
+        '{"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": "no"}}',
+        '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": ' + '{"a":' * 600 + "1}" * 600,
+        *("[" * 60_000, '{"x": "' + "y" * 100_000 + '"}'),
+    ],
+    ids=lambda body: str(body)[:40],
+)
+def test_a_broken_message_is_answered_and_the_session_goes_on(door: Door, body: str | bytes) -> None:
+    assert answered(door.send(body))
+    assert door.works()
+
+
+@given(body=st.binary(max_size=200) | json_values.map(json.dumps))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_body_is_answered(door: Door, body: str | bytes) -> None:
+    assert answered(door.send(body))
+    assert door.works()
+
+
+@given(method=st.sampled_from(METHODS) | st.text(max_size=20), params=json_values, request_id=json_values)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_request_is_answered(door: Door, method: str, params: Any, request_id: Any) -> None:
+    request = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+    assert answered(door.send(json.dumps(request)))
+    assert answered(door.ask(method, params))
+    assert door.works()
+
+
+@given(
+    tool=st.sampled_from([BEGIN, *TOOLS]) | st.text(max_size=10),
+    arguments=st.dictionaries(
+        st.sampled_from(["task_id", "seed", "num_epochs", "new_lr", "enabled", "optimizer"])
+        | st.text(max_size=8),
+        json_values,
+        max_size=4,
+    )
+    | json_values,
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_tool_call_is_answered(door: Door, tool: str, arguments: Any) -> None:
+    assert answered(door.ask("tools/call", {"name": tool, "arguments": arguments}))
+    assert door.works()
