@@ -86,7 +86,9 @@ Agents = Annotated[
 Url = Annotated[str | None, typer.Option(help="A running server; left out: one is started.")]
 Token = Annotated[
     str | None,
-    typer.Option(help="Of the server, if it needs one.", envvar="ML_TRAINER_TOKEN", show_envvar=True),
+    typer.Option(
+        help="Of the server, if it needs one.", envvar="ML_TRAINER_TOKEN", show_envvar=True
+    ),
 ]
 InProcess = Annotated[bool, typer.Option("--in-process", help="Train here, without a server.")]
 Folder = Annotated[Path, typer.Option(help="Where the records are.")]
@@ -97,9 +99,7 @@ EVERY_TASK = ",".join(TASK_IDS)
 
 
 @app.command(epilog="Example: `ml-trainer demo --tasks easy_mnist --seed 3`")
-def demo(
-    tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None, token: Token = None
-) -> None:
+def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None, token: Token = None) -> None:
     """Watch a scripted agent play every task against a real server."""
     from ml_trainer_env.demo import demo
 

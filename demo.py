@@ -36,9 +36,7 @@ SIGNAL_STYLES: dict[Signal, str] = {
 }
 
 
-def demo(
-    tasks: Sequence[TaskId], seed: int, url: str | None, token: str | None = None
-) -> int:
+def demo(tasks: Sequence[TaskId], seed: int, url: str | None, token: str | None = None) -> int:
     """Play `tasks`; without a `url`, on a server of its own. `token`: what the server asks for.
 
     The exit status: 0 when every episode was graded, 1 on a failure, 130 when interrupted.

@@ -61,8 +61,7 @@ def build(
     )
     _add_standard_mcp(app, environment, settings)
     app.add_middleware(Connections, idle_timeout=timeout)
-    token = settings.token and settings.token.get_secret_value()
-    app.add_middleware(Guard, token=token, origins=settings.origins)  # outermost
+    app.add_middleware(Guard, token=settings.token, origins=settings.origins)  # outermost
     app.add_exception_handler(ActionError, _explain)
     if warm_up is not None:
         _run_within(app, partial(_beside, warm_up))

@@ -1,8 +1,8 @@
 """Who may come in: the first thing that every request meets, at whichever door.
 
 An ASGI middleware. Guarantees, before anything else sees the request:
-- with a token, nobody without it gets past, over HTTP or a WebSocket; `/health` alone is open. It is
-  given as `Authorization: Bearer TOKEN`; a browser, at the page, is asked for it as a password;
+- with a token, nobody without it gets past, over HTTP or a WebSocket; `/health` alone is open. It
+  comes as `Authorization: Bearer TOKEN`; a browser, at the page, is asked for it as a password;
 - a page of another site cannot use a visitor's browser to talk to the MCP door or a WebSocket;
 - whatever goes wrong further in, and is not answered there, is answered without its details.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,10 +35,10 @@ class Guard:
     """The middleware. Without a `token` everybody may come in; `origins`: other sites that may."""
 
     def __init__(
-        self, app: ASGIApp, token: str | None = None, origins: Iterable[str] = ()
+        self, app: ASGIApp, token: SecretStr | None = None, origins: Iterable[str] = ()
     ) -> None:
         self.app = app
-        self._token = token.encode() if token else None
+        self._token = token.get_secret_value().encode() if token else None
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +55,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         """The answer to a request that may not come in."""
-        headers, path = Headers(scope=scope), scope["path"]
+        headers = Headers(scope=scope)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         browser_door = scope["type"] == "websocket" or path.startswith(STANDARD_MCP)
         if browser_door and not self._origin_is_welcome(scope, headers):
             detail = "this origin may not use the server; it can be listed in ML_TRAINER_ORIGINS"

@@ -1,10 +1,10 @@
 """The standard MCP door: what any MCP client connects to, over streamable HTTP or stdio.
 
-One FastMCP server. Its tools are those of `tools.TOOLS` and `begin_episode`, which exists only here;
-its resources are the rules and the tasks, its prompt starts an agent off. Guarantees: each MCP
-session plays in an environment of its own (`server/visitor.py`); `run_epochs` reports every epoch to
-a client that wants to know; whoever goes away, or cancels, stops its training at the next epoch
-boundary; a mistake is an answer, and ours are told without their details.
+One FastMCP server. Its tools are those of `tools.TOOLS` and `begin_episode`, which exists only
+here; its resources are the rules and the tasks, its prompt starts an agent off. Guarantees: each
+MCP session plays in an environment of its own (`server/visitor.py`); `run_epochs` reports every
+epoch to a client that wants to know; whoever goes away, or cancels, stops its training at the next
+epoch boundary; a mistake is an answer, and ours are told without their details.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]
 def _with_a_visitor(
     lifespan: Lifespan, environment: Callable[[], MLTrainerEnvironment], patience: float | None
 ) -> Lifespan:
-    """`lifespan`, with a visitor in the context of each session for as long as the session lasts."""
+    """`lifespan`, with a visitor in the context of each session for as long as that lasts."""
 
     @asynccontextmanager
     async def session(low_level: Any) -> AsyncIterator[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 The same server as over HTTP, with one session, which trains in this process. Standard output
 carries the protocol and nothing else; logs and progress bars go to standard error. When the client
-closes its end, what it asked for is finished and answered, and the server ends; by a signal at once.
+closes its end, what it asked for is finished and answered, and the server ends; by a signal it ends
+at once.
 """
 
 from __future__ import annotations

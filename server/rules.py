@@ -1,7 +1,6 @@
-"""The rules of an episode in words, for whoever has no other document: built from what enforces them.
+"""The rules of an episode in words, for whoever has no other document.
 
-Pure. Tools, tasks and numbers come from `tools`, `tasks`, `rewards` and `models`; a rule that changes
-there changes here.
+Pure. Tools, tasks and numbers come from what enforces them: a rule that changes there changes here.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ get_training_status do not count.
 The sum of these terms; a call that did not train earns 0, the submission apart.
 
 - progress: +{rewards.PROGRESS_PER_ACCURACY:g} x (new best validation accuracy - previous best)
-- convergence: +{rewards.CONVERGENCE_BONUS:g} for each of the {rewards.CONVERGENCE_PARTS} equal parts
-  of the epoch budget in which a new lowest validation loss was reached for the first time
+- convergence: +{rewards.CONVERGENCE_BONUS:g} for each of the {rewards.CONVERGENCE_PARTS} equal
+  parts of the epoch budget in which a new lowest validation loss was reached for the first time
 - divergence: -{rewards.DIVERGENCE_PENALTY:g} when training diverged
 - overfitting: -{rewards.OVERFITTING_PER_GAP:g} x (gap - {rewards.TOLERATED_GAP:g}) when the gap
   exceeds {rewards.TOLERATED_GAP:g}

@@ -8,7 +8,7 @@ seconds. A call in progress is not silence. A session that fell silent may begin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -78,7 +78,7 @@ class Visitor:
         self._leave("the session is closed")
 
     @contextmanager
-    def _not_silent(self) -> Iterator[None]:
+    def _not_silent(self) -> Generator[None, None, None]:
         self._stop_waiting()
         self._calls += 1
         try:

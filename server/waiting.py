@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -28,7 +28,7 @@ class InternalError(RuntimeError):
 
 
 @contextmanager
-def details_in_the_log() -> Iterator[None]:
+def details_in_the_log() -> Generator[None, None, None]:
     """Raises `ActionError` as it comes, and `InternalError` for all other exceptions."""
     try:
         yield

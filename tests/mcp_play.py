@@ -38,5 +38,10 @@ async def refused(session: Client[Any], tool: str, /, **arguments: Any) -> str:
     """The message of a call that is an error."""
     result = await session.call_tool(tool, arguments, raise_on_error=False)
     assert result.is_error, result
-    return result.content[0].text
+    return text_of(result.content[0])
 
+
+def text_of(part: Any) -> str:
+    """Of a content or a resource that is text."""
+    assert isinstance(part.text, str)
+    return part.text

@@ -11,9 +11,11 @@ import httpx
 import pytest
 import schemathesis
 from fakes import FakeRunner, begin
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import serving
+from schemathesis.core.result import Ok
+from schemathesis.generation import GenerationMode
 from wild import json_values
 
 from ml_trainer_env.server.app import build
@@ -23,6 +25,8 @@ from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tools import TOOLS
 from ml_trainer_env.server.visitor import BEGIN
 
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # some schemas are hard to break
+
 
 def application() -> Any:
     return build(partial(MLTrainerEnvironment, FakeRunner(), begin), Settings())
@@ -31,21 +35,27 @@ def application() -> Any:
 # The HTTP surface, as its OpenAPI document describes it ------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def documented() -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", application())
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_the_http_surface_never_fails(mode: GenerationMode) -> None:
+    document = schemathesis.openapi.from_asgi("/openapi.json", application())
+    seen = set[int]()
+    for documented in document.get_all_operations():
+        assert isinstance(documented, Ok)
+        operation = documented.ok()
+        if mode is GenerationMode.NEGATIVE and not operation.body:
+            continue  # nothing about it can be wrong
 
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=SLOW)
+        def never_fails(case: schemathesis.Case) -> None:
+            response = case.call()
+            assert response.status_code < 500
+            response.json()
+            assert "Traceback" not in response.text
+            seen.add(response.status_code)
 
-schema = schemathesis.pytest.from_fixture("documented")
-
-
-@schema.parametrize()
-@settings(max_examples=15, deadline=None, derandomize=True)
-def test_the_http_surface_never_fails(case: schemathesis.Case) -> None:
-    response = case.call()
-    assert response.status_code < 500
-    response.json()
-    assert "Traceback" not in response.text
+        never_fails()
+    assert seen >= {GenerationMode.POSITIVE: {200}, GenerationMode.NEGATIVE: {422}}[mode]
 
 
 # The MCP door ------------------------------------------------------------------------------------
@@ -81,6 +91,9 @@ class Door:
         request = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
         return self.send(json.dumps(request))
 
+    def close(self) -> None:
+        self._http.close()
+
     def works(self) -> bool:
         return '"result":{}' in self.ask("ping", {}).text
 
@@ -88,7 +101,9 @@ class Door:
 @pytest.fixture(scope="module")
 def door() -> Iterator[Door]:
     with serving(application()) as url:
-        yield Door(url)
+        door = Door(url)
+        yield door
+        door.close()
 
 
 def answered(response: httpx.Response) -> bool:
@@ -108,12 +123,16 @@ def answered(response: httpx.Response) -> bool:
         '{"jsonrpc": "2.0", "id": ' + "9" * 5_000 + ', "method": "ping"}',
         '{"jsonrpc": "2.0", "id": 1, "result": {}}',
         '{"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": "no"}}',
-        '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": ' + '{"a":' * 600 + "1}" * 600,
+        '{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": '
+        + '{"a":' * 600
+        + "1}" * 600,
         *("[" * 60_000, '{"x": "' + "y" * 100_000 + '"}'),
     ],
     ids=lambda body: str(body)[:40],
 )
-def test_a_broken_message_is_answered_and_the_session_goes_on(door: Door, body: str | bytes) -> None:
+def test_a_broken_message_is_answered_and_the_session_goes_on(
+    door: Door, body: str | bytes
+) -> None:
     assert answered(door.send(body))
     assert door.works()
 
@@ -125,7 +144,11 @@ def test_any_body_is_answered(door: Door, body: str | bytes) -> None:
     assert door.works()
 
 
-@given(method=st.sampled_from(METHODS) | st.text(max_size=20), params=json_values, request_id=json_values)
+@given(
+    method=st.sampled_from(METHODS) | st.text(max_size=20),
+    params=json_values,
+    request_id=json_values,
+)
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_request_is_answered(door: Door, method: str, params: Any, request_id: Any) -> None:
     request = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}

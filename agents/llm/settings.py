@@ -24,7 +24,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_trainer_env.models import TaskId
 
-
 SPACES = ".hf.space"  # where Hugging Face serves Spaces
 
 
