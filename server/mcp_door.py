@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
@@ -21,6 +22,7 @@ from fastmcp.exceptions import PromptError, ResourceError
 from fastmcp.server.context import Context
 from fastmcp.server.dependencies import get_context
 from fastmcp.server.http import StarletteWithLifespan
+from mcp.server import streamable_http
 
 from ml_trainer_env.models import DEFAULT_TASK_ID, MAX_SEED, TASK_IDS, EpochRecord, TrainingStatus
 from ml_trainer_env.server import rules
@@ -82,11 +84,17 @@ async def running(
 ) -> AsyncIterator[None]:
     """Serve sessions within the block; those without a request for `patience` seconds are ended."""
     async with app.lifespan(app):
+        logging.getLogger(streamable_http.__name__).addFilter(_is_worth_a_line)
         (door,) = (route for route in app.routes if getattr(route, "path", "") in ADDRESS)
         sessions = door.endpoint.session_manager  # pyright: ignore[reportAttributeAccessIssue]
         sessions.session_idle_timeout = patience
         sessions.max_sessions = SESSIONS_PER_PLACE * places
         yield
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """The SDK logs the end of a session as an error of its event stream, with a traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ClosedResourceError))
 
 
 # Tools ---------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """The standard MCP door over stdio, for desktop clients that start their servers: `ml-trainer mcp`.
 
 The same server as over HTTP, with one session, which trains in this process. Standard output
-carries the protocol and nothing else; logs and progress bars go to standard error. When the client
-closes its end, what it asked for is finished and answered, and the server ends; by a signal it ends
-at once.
+carries the protocol and nothing else; logs and progress bars go to standard error. It ends, in the
+middle of a training too, when the client closes its end or sends a signal.
 """
 
 from __future__ import annotations
@@ -14,9 +13,33 @@ import signal
 import threading
 from functools import partial
 
+from anyio import create_memory_object_stream, create_task_group
+from fastmcp import FastMCP
+from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+
 from ml_trainer_env.server import process
 from ml_trainer_env.server.mcp_door import mcp_server
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+
+
+async def serve(server: FastMCP) -> None:
+    """Serve the client at the other end of standard input and output.
+
+    FastMCP's own `run_stdio_async` would finish every call before it ends, though nothing can be
+    answered any more. So the messages are passed on here, and the last one ends it all.
+    """
+    low_level = server._mcp_server
+    async with stdio_server() as (received, answers), create_task_group() as serving:
+        passed_on, messages = create_memory_object_stream[SessionMessage | Exception]()
+
+        async def pass_on() -> None:
+            async for message in received:
+                await passed_on.send(message)
+            serving.cancel_scope.cancel()
+
+        serving.start_soon(pass_on)
+        await low_level.run(messages, answers, low_level.create_initialization_options())
 
 
 def main() -> None:
@@ -26,7 +49,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Beside the start: the client is answered at once, and its first training waits for the rest.
     threading.Thread(target=partial(process.prepare, workers=False), daemon=True).start()
-    asyncio.run(mcp_server(MLTrainerEnvironment).run_stdio_async(show_banner=False))
+    asyncio.run(serve(mcp_server(MLTrainerEnvironment)))
 
 
 if __name__ == "__main__":

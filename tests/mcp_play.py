@@ -1,4 +1,4 @@
-"""What tests do at the standard MCP door, with FastMCP's client."""
+"""What tests do at the standard MCP door: with FastMCP's client, and by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import httpx
 from fastmcp import Client
 
 from ml_trainer_env.models import TrainingStatus
@@ -45,3 +46,47 @@ def text_of(part: Any) -> str:
     """Of a content or a resource that is text."""
     assert isinstance(part.text, str)
     return part.text
+
+
+HEADERS = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+HELLO = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {},
+    "clientInfo": {"name": "by hand", "version": "1"},
+}
+
+
+class ByHand:
+    """An MCP session without a client library, and without an event stream of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.Client(base_url=url, headers=HEADERS, timeout=10)
+        self._ids = iter(range(1, 10**9))
+        self.http.headers["mcp-session-id"] = self.open().headers["mcp-session-id"]
+        self.send(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}))
+
+    def __enter__(self) -> ByHand:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def open(self) -> httpx.Response:
+        """Ask for a session."""
+        return self.ask("initialize", HELLO)
+
+    def end(self) -> httpx.Response:
+        return self.http.delete(ADDRESS)
+
+    def send(self, body: str | bytes) -> httpx.Response:
+        return self.http.post(ADDRESS, content=body)
+
+    def ask(self, method: str, params: Any) -> httpx.Response:
+        request = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
+        return self.send(json.dumps(request))
+
+    def call(self, tool: str, /, **arguments: Any) -> httpx.Response:
+        return self.ask("tools/call", {"name": tool, "arguments": arguments})
+
+    def works(self) -> bool:
+        return '"result":{}' in self.ask("ping", {}).text

@@ -14,12 +14,12 @@ from fakes import FakeRunner, begin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import serving
+from mcp_play import ByHand
 from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from wild import json_values
 
 from ml_trainer_env.server.app import build
-from ml_trainer_env.server.mcp_door import ADDRESS
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tools import TOOLS
@@ -60,12 +60,6 @@ def test_the_http_surface_never_fails(mode: GenerationMode) -> None:
 
 # The MCP door ------------------------------------------------------------------------------------
 
-HEADERS = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
-HELLO = {
-    "protocolVersion": "2025-06-18",
-    "capabilities": {},
-    "clientInfo": {"name": "fuzz", "version": "1"},
-}
 METHODS = [
     *("initialize", "ping", "tools/list", "tools/call", "resources/list", "resources/read"),
     *("resources/templates/list", "resources/subscribe", "prompts/list", "prompts/get"),
@@ -74,36 +68,10 @@ METHODS = [
 ]
 
 
-class Door:
-    """An MCP session by hand."""
-
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, headers=HEADERS, timeout=10)
-        self._ids = iter(range(1, 10**9))
-        opened = self.ask("initialize", HELLO)
-        self._http.headers["mcp-session-id"] = opened.headers["mcp-session-id"]
-        self.send(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}))
-
-    def send(self, body: str | bytes) -> httpx.Response:
-        return self._http.post(ADDRESS, content=body)
-
-    def ask(self, method: str, params: Any) -> httpx.Response:
-        request = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
-        return self.send(json.dumps(request))
-
-    def close(self) -> None:
-        self._http.close()
-
-    def works(self) -> bool:
-        return '"result":{}' in self.ask("ping", {}).text
-
-
 @pytest.fixture(scope="module")
-def door() -> Iterator[Door]:
-    with serving(application()) as url:
-        door = Door(url)
+def door() -> Iterator[ByHand]:
+    with serving(application()) as url, ByHand(url) as door:
         yield door
-        door.close()
 
 
 def answered(response: httpx.Response) -> bool:
@@ -131,7 +99,7 @@ def answered(response: httpx.Response) -> bool:
     ids=lambda body: str(body)[:40],
 )
 def test_a_broken_message_is_answered_and_the_session_goes_on(
-    door: Door, body: str | bytes
+    door: ByHand, body: str | bytes
 ) -> None:
     assert answered(door.send(body))
     assert door.works()
@@ -139,7 +107,7 @@ def test_a_broken_message_is_answered_and_the_session_goes_on(
 
 @given(body=st.binary(max_size=200) | json_values.map(json.dumps))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_any_body_is_answered(door: Door, body: str | bytes) -> None:
+def test_any_body_is_answered(door: ByHand, body: str | bytes) -> None:
     assert answered(door.send(body))
     assert door.works()
 
@@ -150,7 +118,7 @@ def test_any_body_is_answered(door: Door, body: str | bytes) -> None:
     request_id=json_values,
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_any_request_is_answered(door: Door, method: str, params: Any, request_id: Any) -> None:
+def test_any_request_is_answered(door: ByHand, method: str, params: Any, request_id: Any) -> None:
     request = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
     assert answered(door.send(json.dumps(request)))
     assert answered(door.ask(method, params))
@@ -168,6 +136,6 @@ def test_any_request_is_answered(door: Door, method: str, params: Any, request_i
     | json_values,
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_any_tool_call_is_answered(door: Door, tool: str, arguments: Any) -> None:
+def test_any_tool_call_is_answered(door: ByHand, tool: str, arguments: Any) -> None:
     assert answered(door.ask("tools/call", {"name": tool, "arguments": arguments}))
     assert door.works()

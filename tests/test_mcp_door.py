@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,13 @@ from live import eventually, serving
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import TextContent
-from mcp_play import call, client, refused, run, text_of
+from mcp_play import HELLO, ByHand, call, client, refused, run, text_of
 
 from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, Grade, TrainingStatus
 from ml_trainer_env.server import rewards
 from ml_trainer_env.server.app import build
-from ml_trainer_env.server.mcp_door import ADDRESS
+from ml_trainer_env.server.connections import Connection
+from ml_trainer_env.server.mcp_door import ADDRESS, SESSIONS_PER_PLACE
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.settings import Settings
@@ -53,6 +58,14 @@ def serve_places(runner: FakeRunner, places: Guests) -> Iterator[Callable[..., s
 
         yield start
         runner.gate.set()
+
+
+def request(number: int, method: str, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+
+
+def tool_call(number: int, name: str, **arguments: Any) -> dict[str, Any]:
+    return request(number, "tools/call", name=name, arguments=arguments)
 
 
 # An episode ----------------------------------------------------------------------------------
@@ -338,20 +351,46 @@ def test_a_client_that_vanishes_stops_its_training(
     assert runner.advanced == 1
 
 
+def test_a_client_whose_connection_breaks_stops_its_training_and_may_go_on(
+    url: str, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose, noticed = Connection.lose, threading.Event()
+    with ByHand(url) as session:
+        session.call(BEGIN)
+        session.call("configure_training")
+        runner.gate.clear()
+        training = tool_call(99, "run_epochs", num_epochs=20)
+        with session.http.stream("POST", ADDRESS, json=training):  # which closes the connection
+            assert runner.started.acquire(timeout=15)
+            monkeypatch.setattr(Connection, "lose", lambda it: (lose(it), noticed.set()))
+        assert noticed.wait(15)
+        runner.gate.set()
+        eventually(lambda: "1 of 100 epochs done" in session.call("get_training_status").text)
+    assert runner.advanced == 1
+
+
 def test_an_ended_session_is_unknown(url: str) -> None:
-    headers = {"accept": "application/json, text/event-stream"}
-    hello = {
-        "protocolVersion": "2025-06-18",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    }
-    opening = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
-    opened = httpx.post(url + ADDRESS, json=opening, headers=headers)
-    session = {**headers, "mcp-session-id": opened.headers["mcp-session-id"]}
-    listing = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
-    assert httpx.post(url + ADDRESS, json=listing, headers=session).status_code == 200
-    assert httpx.delete(url + ADDRESS, headers=session).status_code == 200
-    assert httpx.post(url + ADDRESS, json=listing, headers=session).status_code == 404
+    with ByHand(url) as session:
+        assert session.works()
+        assert session.end().status_code == 200
+        assert session.ask("ping", {}).status_code == 404
+
+
+def test_a_session_without_any_request_is_ended(serve: Callable[..., str]) -> None:
+    with ByHand(serve(session_timeout=0.2)) as session:
+
+        def is_gone() -> bool:
+            time.sleep(0.3)  # asking keeps it open
+            return session.ask("ping", {}).status_code == 404
+
+        eventually(is_gone)
+
+
+def test_sessions_are_limited_too(serve: Callable[..., str]) -> None:
+    with ByHand(serve(max_sessions=1)) as session:
+        del session.http.headers["mcp-session-id"]
+        opened = [session.open().status_code for _ in range(SESSIONS_PER_PLACE)]
+    assert opened == [200] * (SESSIONS_PER_PLACE - 1) + [503]
 
 
 # Resources and the prompt ------------------------------------------------------------------------
@@ -420,3 +459,68 @@ def test_a_desktop_client_plays_for_real_over_stdio() -> None:
     assert grade.hidden_test_accuracy is not None
     assert grade.hidden_test_accuracy > 0.8
     assert reported == [1, 2, 3]
+
+
+@contextmanager
+def over_a_pipe() -> Iterator[subprocess.Popen[str]]:
+    """The server with both ends of the conversation in our hands."""
+    command = [sys.executable, "-m", "ml_trainer_env.server.mcp_stdio"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def ask(server: subprocess.Popen[str], *messages: dict[str, Any]) -> None:
+    assert server.stdin is not None
+    server.stdin.write("".join(json.dumps(message) + "\n" for message in messages))
+    server.stdin.flush()
+
+
+def answer(server: subprocess.Popen[str], number: int) -> dict[str, Any]:
+    """The answer to this request. Every line is one of the protocol."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        message = json.loads(line)
+        assert message["jsonrpc"] == "2.0"
+        if message.get("id") == number:
+            return message["result"]
+    raise AssertionError("the server ended")
+
+
+OPENING = (
+    request(1, "initialize", **HELLO),
+    {"jsonrpc": "2.0", "method": "notifications/initialized"},
+    tool_call(2, BEGIN, task_id="hard_cifar"),
+    tool_call(3, "configure_training"),
+)
+
+
+def test_it_ends_with_its_client_in_the_middle_of_a_training() -> None:
+    with over_a_pipe() as server:
+        ask(server, {"jsonrpc": "2.0", "surprise": True})
+        ask(server, *OPENING[:3])
+        assert answer(server, 2)["structuredContent"]["task_id"] == "hard_cifar"
+        ask(server, OPENING[3])
+        answer(server, 3)
+        training = tool_call(4, "run_epochs", num_epochs=20)
+        training["params"]["_meta"] = {"progressToken": "first"}
+        ask(server, training)
+        assert server.stdout is not None
+        assert json.loads(server.stdout.readline())["method"] == "notifications/progress"
+        assert server.stdin is not None
+        server.stdin.close()
+        rest = server.stdout.read()
+        assert server.wait(30) == 0
+        assert '"id":4' not in rest  # 20 epochs take long
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_at_once(stop: signal.Signals) -> None:
+    with over_a_pipe() as server:
+        ask(server, *OPENING[:1])
+        answer(server, 1)
+        server.send_signal(stop)
+        assert server.wait(30) == -stop
