@@ -112,7 +112,7 @@ def serve(host: str = "0.0.0.0", port: int = 8000) -> None:
     _run_module("ml_trainer_env.server.app", "--host", host, "--port", str(port))
 
 
-@app.command(epilog='Example, for a desktop client: `{"command": "ml-trainer", "args": ["mcp"]}`')
+@app.command(epilog="Example: `ml-trainer mcp`, as the command in a desktop client's settings")
 def mcp() -> None:
     """Serve one MCP client over standard input and output, training in this process."""
     _run_module("ml_trainer_env.server.mcp_stdio")

@@ -23,6 +23,8 @@ from fastmcp.server.context import Context
 from fastmcp.server.dependencies import get_context
 from fastmcp.server.http import StarletteWithLifespan
 from mcp.server import streamable_http
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ml_trainer_env.models import DEFAULT_TASK_ID, MAX_SEED, TASK_IDS, EpochRecord, TrainingStatus
 from ml_trainer_env.server import rules
@@ -72,10 +74,24 @@ def http_app(server: FastMCP) -> StarletteWithLifespan:
     """The door over streamable HTTP, to be mounted at `MOUNT` and run by `running`."""
     return server.http_app(
         path=ADDRESS.removeprefix(MOUNT),
+        middleware=[Middleware(_without_replay)],
         json_response=False,
         stateless_http=False,
         host_origin_protection=False,  # `server/guard.py` does it, for all doors
     )
+
+
+def _without_replay(app: ASGIApp) -> ASGIApp:
+    """`app`, to which nobody says which event came last.
+
+    There is no store of events to send again from, and the SDK then gives no answer at all.
+    """
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [header for header in scope.get("headers", ()) if header[0] != b"last-event-id"]
+        await app({**scope, "headers": headers}, receive, send)
+
+    return serve
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import schemathesis
 from fakes import FakeRunner, begin
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from live import serving
 from mcp_play import ByHand
@@ -20,6 +20,7 @@ from schemathesis.generation import GenerationMode
 from wild import json_values
 
 from ml_trainer_env.server.app import build
+from ml_trainer_env.server.mcp_door import ADDRESS
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tools import TOOLS
@@ -138,4 +139,28 @@ def test_any_request_is_answered(door: ByHand, method: str, params: Any, request
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_tool_call_is_answered(door: ByHand, tool: str, arguments: Any) -> None:
     assert answered(door.ask("tools/call", {"name": tool, "arguments": arguments}))
+    assert door.works()
+
+
+HEADER_NAMES = ["mcp-session-id", "mcp-protocol-version", "last-event-id", "accept", "content-type"]
+header_values = st.sampled_from(
+    ["", "*/*", "text/event-stream", "application/json", "2025-06-18", "1", "-1", "x" * 5_000]
+) | st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
+
+
+@given(
+    method=st.sampled_from(["GET", "POST", "PUT", "PATCH", "OPTIONS", "HEAD", "DELETE"]),
+    headers=st.dictionaries(st.sampled_from(HEADER_NAMES), header_values, max_size=4),
+    body=st.sampled_from(["", '{"jsonrpc": "2.0", "id": "h", "method": "ping"}']),
+)
+@example("GET", {"accept": "text/event-stream", "last-event-id": "1"}, "")
+@example("GET", {"accept": "text/event-stream", "mcp-protocol-version": "1"}, "")
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_headers_are_answered(
+    door: ByHand, method: str, headers: dict[str, str], body: str
+) -> None:
+    if method == "DELETE":  # of any session but ours
+        headers = {"mcp-session-id": "none", **headers}
+    with door.http.stream(method, ADDRESS, headers=headers, content=body) as response:
+        assert response.status_code < 500  # an event stream goes on for ever
     assert door.works()
