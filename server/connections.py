@@ -166,11 +166,14 @@ class Connections:
 
 
 def _shortened(message: Message) -> Message:
-    """A text that is too long is kept only as far as shows that it is: many wait in the queue."""
-    text = message.get("text")
-    if text is None or len(text) <= messages.MAX_BYTES:
+    """The text, as far as shows that it is too long; bytes are refused whatever they are.
+
+    Many messages can wait in the queue.
+    """
+    if message["type"] != "websocket.receive":
         return message
-    return {**message, "text": text[: messages.MAX_BYTES + 1]}
+    text = message.get("text") or ""
+    return {"type": "websocket.receive", "text": text[: messages.MAX_BYTES + 1]}
 
 
 def _unless_vanished(send: Send, connection: Connection) -> Send:

@@ -10,7 +10,6 @@ epoch boundary; a mistake is an answer, and ours are told without their details.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -18,7 +17,6 @@ from typing import Any
 
 from anyio import BrokenResourceError, ClosedResourceError
 from fastmcp import FastMCP
-from fastmcp.exceptions import PromptError, ResourceError
 from fastmcp.server.context import Context
 from fastmcp.server.dependencies import get_context
 from fastmcp.server.http import StarletteWithLifespan
@@ -26,20 +24,19 @@ from mcp.server import streamable_http
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ml_trainer_env.models import DEFAULT_TASK_ID, MAX_SEED, TASK_IDS, EpochRecord, TrainingStatus
-from ml_trainer_env.server import rules
+from ml_trainer_env.models import EpochRecord, TrainingStatus
+from ml_trainer_env.server import mcp_documents, rules
 from ml_trainer_env.server.connections import connection_of, current_connection
 from ml_trainer_env.server.mcp_tools import EpisodeTool
+from ml_trainer_env.server.messages import STANDARD_MCP
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment, version
-from ml_trainer_env.server.reset_options import DEFAULT_SEED
-from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.server.tools import TOOLS
-from ml_trainer_env.server.validation import ActionError, json_schema, shown, validate
+from ml_trainer_env.server.tools import TOOLS, RunEpochs
+from ml_trainer_env.server.validation import json_schema
 from ml_trainer_env.server.visitor import BEGIN, BeginEpisode, Visitor
 
 NAME = "ml-trainer"
-MOUNT = "/play"
-ADDRESS = f"{MOUNT}/mcp"  # OpenEnv's own dialect has /mcp
+MOUNT, PATH = STANDARD_MCP.removesuffix("/"), "/mcp"
+ADDRESS = MOUNT + PATH  # the one documented address; OpenEnv's own dialect has /mcp itself
 SESSIONS_PER_PLACE = 4  # MCP sessions for each place of an episode: looking around takes none
 VISITOR = "visitor"  # its key in a session's context
 
@@ -62,7 +59,7 @@ def mcp_server(
     )
     for spec in TOOLS.values():
         server.add_tool(EpisodeTool.of(spec, _call))
-    _add_documents(server)
+    mcp_documents.add_to(server)
     # The SDK enters this once for each session, and leaves it when the session has ended.
     server._mcp_server.lifespan = _with_a_visitor(
         server._mcp_server.lifespan, environment, patience
@@ -73,7 +70,7 @@ def mcp_server(
 def http_app(server: FastMCP) -> StarletteWithLifespan:
     """The door over streamable HTTP, to be mounted at `MOUNT` and run by `running`."""
     return server.http_app(
-        path=ADDRESS.removeprefix(MOUNT),
+        path=PATH,
         middleware=[Middleware(_without_replay)],
         json_response=False,
         stateless_http=False,
@@ -101,7 +98,7 @@ async def running(
     """Serve sessions within the block; those without a request for `patience` seconds are ended."""
     async with app.lifespan(app):
         logging.getLogger(streamable_http.__name__).addFilter(_is_worth_a_line)
-        (door,) = (route for route in app.routes if getattr(route, "path", "") in ADDRESS)
+        (door,) = (route for route in app.routes if getattr(route, "path", None) == PATH)
         sessions = door.endpoint.session_manager  # pyright: ignore[reportAttributeAccessIssue]
         sessions.session_idle_timeout = patience
         sessions.max_sessions = SESSIONS_PER_PLACE * places
@@ -123,6 +120,8 @@ async def _begin(name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
 
 async def _call(name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
     visitor, context = _who_calls()
+    if TOOLS[name].arguments is not RunEpochs:
+        return await visitor.call(name, arguments)
     async with _epochs_reported(visitor, arguments, context) as notice:
         return await visitor.call(name, arguments, notice)
 
@@ -182,44 +181,6 @@ def _told(record: EpochRecord, budget: int) -> str:
     if record.val_accuracy is None:
         return f"epoch {record.epoch} of {budget} diverged"
     return f"epoch {record.epoch} of {budget}: val accuracy {record.val_accuracy:.4f}"
-
-
-# Resources and the prompt ------------------------------------------------------------------------
-
-
-def _add_documents(server: FastMCP) -> None:
-    @server.resource("ml-trainer://rules", mime_type="text/markdown")
-    def rules_of_an_episode() -> str:
-        """What holds for every task: tools, reward, final score."""
-        return rules.rules(BEGIN)
-
-    @server.resource("ml-trainer://tasks", mime_type="application/json")
-    def tasks() -> str:
-        """All tasks with their goals."""
-        return json.dumps([TASKS[task_id].card for task_id in TASK_IDS])
-
-    @server.resource("ml-trainer://tasks/{task_id}", mime_type="application/json")
-    def task(task_id: str) -> str:
-        """One task."""
-        if task_id not in TASKS:
-            known = ", ".join(TASKS)
-            raise ResourceError(f"no task is named {shown(task_id)}; the tasks are {known}")
-        return json.dumps(TASKS[task_id].card)
-
-    @server.prompt
-    def play(task_id: str = DEFAULT_TASK_ID, seed: str = str(DEFAULT_SEED)) -> str:
-        """Play an episode of a task."""
-        given = {"task_id": task_id, "seed": int(seed) if _is_number(seed) else seed}
-        try:
-            chosen = validate(BeginEpisode, given, subject="play")
-        except ActionError as error:
-            raise PromptError(str(error)) from None
-        return rules.opening_move(BEGIN, chosen.task_id, chosen.seed)
-
-
-def _is_number(text: str) -> bool:
-    """MCP's prompts take nothing but strings."""
-    return text.isdecimal() and len(text) <= len(str(MAX_SEED))
 
 
 # Sessions ----------------------------------------------------------------------------------------

@@ -48,6 +48,14 @@ def text_of(part: Any) -> str:
     return part.text
 
 
+def request(number: int, method: str, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+
+
+def tool_call(number: int, name: str, **arguments: Any) -> dict[str, Any]:
+    return request(number, "tools/call", name=name, arguments=arguments)
+
+
 HEADERS = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
 HELLO = {
     "protocolVersion": "2025-06-18",

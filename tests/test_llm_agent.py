@@ -58,6 +58,22 @@ def settings(endpoint: Endpoint) -> LLMSettings:
     )
 
 
+@pytest.mark.parametrize(
+    ("env_url", "sent"),
+    [
+        ("https://someone-trainer.hf.space", "hf"),
+        ("http://someone-trainer.hf.space", None),  # in clear text
+        ("https://hf.space.evil.example", None),
+        ("http://localhost:8000", None),
+    ],
+)
+def test_hugging_faces_token_is_shown_to_its_spaces_only(env_url: str, sent: str | None) -> None:
+    given = {"env_url": env_url, "hf_token": "hf", "openai_api_key": "k"}
+    assert LLMSettings.model_validate(given).env_token == sent
+    own = LLMSettings.model_validate({**given, "ml_trainer_token": "own"})
+    assert own.env_token == "own"
+
+
 def test_a_good_model_plays_an_episode(connect: Connect) -> None:
     endpoint = Endpoint(
         call("configure_training", optimizer="adamw", learning_rate=0.003),

@@ -1,0 +1,73 @@
+"""What the standard MCP door lets a client read: the rules, the tasks, and a prompt to begin with.
+
+Resources are `ml-trainer://rules` (Markdown), `ml-trainer://tasks` and `ml-trainer://tasks/TASK_ID`
+(JSON). Nothing is written here: the text is made from what enforces it (`server/rules.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastmcp import FastMCP
+from fastmcp.exceptions import PromptError, ResourceError
+from fastmcp.prompts import Prompt, PromptArgument
+
+from ml_trainer_env.models import MAX_SEED
+from ml_trainer_env.server import rules
+from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.server.validation import ActionError, shown, validate
+from ml_trainer_env.server.visitor import BEGIN, BeginEpisode
+
+PROMPT = "play"
+
+
+def add_to(server: FastMCP) -> None:
+    """Add the resources and the prompt."""
+
+    @server.resource("ml-trainer://rules", name="rules", mime_type="text/markdown")
+    def _rules() -> str:
+        """What holds for every task: tools, reward, final score."""
+        return rules.rules(BEGIN)
+
+    @server.resource("ml-trainer://tasks", name="tasks", mime_type="application/json")
+    def _tasks() -> str:
+        """All tasks with their goals."""
+        return json.dumps([task.card for task in TASKS.values()])
+
+    @server.resource("ml-trainer://tasks/{task_id}", name="task", mime_type="application/json")
+    def _task(task_id: str) -> str:
+        """One task."""
+        if task_id not in TASKS:
+            known = ", ".join(TASKS)
+            raise ResourceError(f"no task is named {shown(task_id)}; the tasks are {known}")
+        return json.dumps(TASKS[task_id].card)
+
+    server.add_prompt(
+        PlayPrompt(
+            name=PROMPT,
+            description="Play an episode of a task.",
+            arguments=[
+                PromptArgument(name=name, description=field.description, required=False)
+                for name, field in BeginEpisode.model_fields.items()
+            ],
+        )
+    )
+
+
+class PlayPrompt(Prompt):
+    """Takes what begin_episode takes, checked in the same way."""
+
+    async def render(self, arguments: dict[str, Any] | None = None) -> str:
+        given = {name: _number(value) for name, value in (arguments or {}).items()}
+        try:
+            chosen = validate(BeginEpisode, given, subject=PROMPT)
+        except ActionError as error:
+            raise PromptError(str(error)) from None
+        return rules.opening_move(BEGIN, chosen.task_id, chosen.seed)
+
+
+def _number(value: Any) -> Any:
+    """MCP's prompts are given nothing but strings."""
+    is_one = isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_SEED))
+    return int(value) if is_one else value
