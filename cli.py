@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -83,11 +84,10 @@ Agents = Annotated[
         autocompletion=_completion(list(AGENTS)),
     ),
 ]
-Url = Annotated[str | None, typer.Option(help="A running server; left out: one is started.")]
-Token = Annotated[
+Url = Annotated[
     str | None,
     typer.Option(
-        help="Of the server, if it needs one.", envvar="ML_TRAINER_TOKEN", show_envvar=True
+        help="A running server, whose token is ML_TRAINER_TOKEN; left out: one is started."
     ),
 ]
 InProcess = Annotated[bool, typer.Option("--in-process", help="Train here, without a server.")]
@@ -99,11 +99,11 @@ EVERY_TASK = ",".join(TASK_IDS)
 
 
 @app.command(epilog="Example: `ml-trainer demo --tasks easy_mnist --seed 3`")
-def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None, token: Token = None) -> None:
+def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None) -> None:
     """Watch a scripted agent play every task against a real server."""
     from ml_trainer_env.demo import demo
 
-    raise typer.Exit(demo(_tasks(tasks), seed, url, token))
+    raise typer.Exit(demo(_tasks(tasks), seed, url, _token()))
 
 
 @app.command(epilog="Example: `ml-trainer serve --port 9000`")
@@ -144,7 +144,6 @@ def evaluate(
     parallel: Annotated[int, typer.Option(min=1, help="Attempts at a time.")] = 2,
     out: Folder = OUTPUTS / "evals" / "evaluation",
     url: Url = None,
-    token: Token = None,
     in_process: InProcess = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Stream the curves there.")] = None,
 ) -> None:
@@ -160,7 +159,7 @@ def evaluate(
             catalogue.find(name)
     except catalogue.AgentUnavailable as error:
         _fail(str(error))
-    with _sessions(url, token, in_process) as connect:
+    with _sessions(url, in_process) as connect:
         todo = evaluation.pending(wanted, out, connect)
         progress = Progress(console, len(wanted), len(wanted) - len(todo))
         try:
@@ -187,7 +186,6 @@ def report(folder: Folder = OUTPUTS / "evals" / "evaluation") -> None:
 def replay(
     records: Annotated[list[Path], typer.Argument(help="Record files.")],
     url: Url = None,
-    token: Token = None,
     in_process: InProcess = False,
 ) -> None:
     """Play recorded attempts again and compare every answer, bit for bit."""
@@ -199,7 +197,7 @@ def replay(
         kept = [reading.read(path) for path in records]
     except reading.BadRecord as error:
         _fail(str(error))
-    with _sessions(url, token, in_process) as connect:
+    with _sessions(url, in_process) as connect:
         for path, record in zip(records, kept, strict=True):
             differences = verify(record, connect)
             different += bool(differences)
@@ -227,9 +225,7 @@ def bench(context: typer.Context) -> None:
 
 
 @contextmanager
-def _sessions(
-    url: str | None, token: str | None, in_process: bool
-) -> Generator[Connect, None, None]:
+def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, None]:
     """How sessions are opened; a server that is started for them ends with the block."""
     from ml_trainer_env.agents.local import LocalSession
     from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
@@ -243,11 +239,16 @@ def _sessions(
             if url is None:
                 with console.status("starting a server"):
                     url = stack.enter_context(local_server(LOGS / "evaluation-server.log"))
-            yield partial(RemoteSession, url, token)
+            yield partial(RemoteSession, url, _token())
         except typer.Exit:  # is a RuntimeError, as many connection errors are
             raise
         except (ServerError, *CONNECTION_ERRORS) as error:
             _fail(str(error) or type(error).__name__)
+
+
+def _token() -> str | None:
+    """From the environment alone: a command line is shown to others, and kept in the report."""
+    return os.environ.get("ML_TRAINER_TOKEN") or None
 
 
 def _report(folder: Path, command: str | None = None) -> None:

@@ -120,8 +120,8 @@ def test_a_server_that_needs_a_token_is_played_with_it(
     status, out = run(*arguments)
     assert status == 1
     assert "401" in out
-    assert run(*arguments, "--token", "s3cret")[0] == 0
     monkeypatch.setenv("ML_TRAINER_TOKEN", "s3cret")
+    assert run(*arguments)[0] == 0
     assert run("replay", "--url", url, "e/easy_mnist-nothing-0.jsonl")[0] == 0
 
 
