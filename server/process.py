@@ -93,9 +93,11 @@ def prepare(*, workers: bool) -> None:
 
     `workers`: those of the pool too.
     """
-    from ml_trainer_env.server import datasets, trainer
+    from ml_trainer_env.server import datasets, malloc, trainer
 
-    if not workers:  # else they train, and kept memory is only lost here
+    if workers:
+        malloc.return_freed()
+    else:
         trainer.configure_process()
     try:
         trainer.engine_fingerprint(settings.current().precision)  # refuses what cannot be done here
