@@ -28,5 +28,6 @@ class Asker:
     """One request for epochs: `gone()` says that nobody wants them any more."""
 
     gone: Callable[[], bool] = never
+    who: object = None  # the same for all requests of an episode
     admitted: bool = False  # once it has had a core, it is never turned away
     shared: int = 0  # epochs that were taken from another training instead of computed

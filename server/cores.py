@@ -23,7 +23,8 @@ SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are ma
 class _Waiter:
     """An asker in the queue; `turn` is set once cores are lent to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: object) -> None:
+        self.who = who
         self.turn = threading.Event()
         self.lent = 0
 
@@ -31,7 +32,8 @@ class _Waiter:
 class Cores:
     """`total` cores (by default all that this process may use), lent for an epoch at a time.
 
-    Who is alone is lent up to `threads` cores; with others waiting, each gets one.
+    Who is alone is lent up to `threads` cores: nobody else waits, and nobody else came last. In
+    company each gets one.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Cores:
         self.threads = min(threads, self.total)
         self._free = self.total
         self._max_waiting = max_waiting
+        self._last: object = None  # who was served last
         self._core_seconds = 0.0  # mean of a turn
         self._lock = threading.Lock()
         self._queue: deque[_Waiter] = deque()
@@ -72,7 +75,7 @@ class Cores:
                 self._give_back(lent)
 
     def _wait_for_turn(self, asker: Asker) -> int:
-        waiter = _Waiter()
+        waiter = _Waiter(asker.who)
         with self._lock:
             must_wait = self._queue or not self._free
             if must_wait and not asker.admitted and len(self._queue) >= self._max_waiting:
@@ -93,10 +96,12 @@ class Cores:
         interpreter lock from the threads that hand epochs out.
         """
         while self._queue and self._free:
-            alone = len(self._queue) == 1 and self._free >= self.threads
             waiter = self._queue.popleft()
-            waiter.lent = self.threads if alone else 1
+            # Two trainings that took turns would each look alone, and never run side by side.
+            alone = not self._queue and self._last in (None, waiter.who)
+            waiter.lent = self.threads if alone and self._free >= self.threads else 1
             self._free -= waiter.lent
+            self._last = waiter.who
             waiter.turn.set()
 
     def _leave(self, waiter: _Waiter) -> None:

@@ -75,6 +75,7 @@ class Episode:
         # Replaced whole, so a reader needs no lock.
         self._now = start if isinstance(start, Situation) else Situation(start)
         self._turn = threading.Lock()
+        self._who = object()  # by which the runner knows who asks again
         self._in_progress: str | None = None
         self._abandoned = threading.Event()
 
@@ -208,7 +209,7 @@ class Episode:
 
     def _train(self, now: Situation, epochs: int, stop: Callable[[], bool]) -> Situation:
         """`now` after at most `epochs` epochs: fewer when stopped, abandoned or diverged."""
-        asker = Asker(lambda: stop() or self._abandoned.is_set())
+        asker = Asker(lambda: stop() or self._abandoned.is_set(), who=self._who)
         shared_before = now.epochs_shared
         for _ in range(epochs):
             if asker.gone():

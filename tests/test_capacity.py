@@ -61,6 +61,16 @@ def test_a_full_queue_refuses_at_once() -> None:
     assert not over.is_set()
 
 
+def test_two_trainings_run_side_by_side_and_not_in_turns() -> None:
+    cores = Cores(threads=2, total=2)
+    one, other = Asker(who="one"), Asker(who="other")
+    lent: list[int] = []
+    for asker in (one, one, other, one, other, other):
+        with cores.lend(asker) as threads:
+            lent.append(threads)
+    assert lent == [2, 2, 1, 1, 1, 2]
+
+
 def test_whoever_was_served_before_is_queued_and_grading_always_is() -> None:
     cores = Cores(threads=1, total=1, max_waiting=0)
     served_before = Asker()
