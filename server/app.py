@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -26,10 +26,16 @@ from ml_trainer_env.server.connections import Connections
 from ml_trainer_env.server.guard import Guard
 from ml_trainer_env.server.messages import MAX_BYTES
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
+from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.server.waiting import details_in_the_log
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+TITLE = "ML Training Optimizer"
 
 # OpenEnv's reaper measures from the end of the last step, so a step in progress counts as silence.
 # `Connections` closes silent WebSockets to the second; the reaper, for sessions opened over HTTP,
@@ -42,9 +48,19 @@ def build(
     environment: Callable[[], MLTrainerEnvironment] = MLTrainerEnvironment,
     settings: Settings | None = None,
     warm_up: Callable[[], None] | None = None,
+    places: Places[MLTrainerEnvironment] | None = None,
 ) -> FastAPI:
-    """The application: a fresh `environment()` for every session, `warm_up()` beside the start."""
+    """The application: a fresh `environment()` for every session, `warm_up()` beside the start.
+
+    `places` is where those environments are counted, and where the page finds whom to watch.
+    """
     settings = settings or current()
+
+    def desk(*_: Any) -> Blocks:  # OpenEnv asks for it only where the page is enabled
+        from ml_trainer_env.server.desk import page
+
+        return page.build(environment, places.guests if places else tuple, settings)
+
     timeout = settings.session_timeout or None
     environment = partial(_made, environment)
     app = create_app(
@@ -58,6 +74,9 @@ def build(
         ),
         state_cls=EpisodeState,
         reset_observation_cls=StatusObservation,
+        gradio_builder=desk,
+        show_default_tab=False,  # OpenEnv's own page has one environment for all its visitors
+        title_override=TITLE,
     )
     _add_standard_mcp(app, environment, settings)
     app.add_middleware(Connections, idle_timeout=timeout)
@@ -116,6 +135,7 @@ def prepare() -> None:
 app = build(
     partial(MLTrainerEnvironment, find_runner=process.server_runner, places=process.places()),
     warm_up=prepare,
+    places=process.places(),
 )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,7 @@ from ml_trainer_env.server.asking import never
 from ml_trainer_env.server.episode import Episode, Situation
 from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.places import Places
+from ml_trainer_env.server.played import Played
 from ml_trainer_env.server.reset_options import ResetOptions
 from ml_trainer_env.server.saved import Saved, SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS, Task
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # importing them for real would load torch
 
 NAME = "ml_trainer_env"
 SPLIT = "train"  # the one split: training and evaluation use the same tasks with other seeds
+REMEMBERED = 4 * MAX_TOOL_CALLS  # calls kept for who watches: all that count, and many refused ones
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class _Run:
     episode_id: str
     seed: int
     steps: int = 0
+    played: deque[Played] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
 class MLTrainerEnvironment(MCPEnvironment):
@@ -154,10 +158,17 @@ class MLTrainerEnvironment(MCPEnvironment):
         """Call a tool. Raises `ActionError`, and then nothing has changed."""
         self._require_open()
         run = self._run
-        status = tools.call(run.episode if run else None, name, arguments, stop)
+        try:
+            status = tools.call(run.episode if run else None, name, arguments, stop)
+        except ActionError as error:
+            if run and name in tools.TOOLS:
+                run.played.append(Played(name, {}, error=str(error)))
+            raise
         if run:
             with self._lock:
                 run.steps += 1
+            if name != tools.FREE:  # asked without end, it would push out what counts
+                run.played.append(Played(name, dict(arguments), status))
         return status
 
     async def call_async(
@@ -214,6 +225,11 @@ class MLTrainerEnvironment(MCPEnvironment):
     def episode(self) -> Episode | None:
         """The episode in progress or just ended; for who watches, never for an agent."""
         return self._run.episode if self._run else None
+
+    @property
+    def played(self) -> tuple[Played, ...]:
+        """The latest calls of that episode, oldest first; for who watches, never for an agent."""
+        return tuple(self._run.played.copy()) if self._run else ()
 
     @property
     def state(self) -> EpisodeState:

@@ -18,6 +18,7 @@ name of its variable.
 | ML_TRAINER_STATE_MB | 4096 | megabytes of training states in that folder |
 | ML_TRAINER_TOKEN | | who asks for anything but `/health` has to bring it |
 | ML_TRAINER_ORIGINS | | comma-separated sites whose pages may use the MCP door and WebSockets |
+| ML_TRAINER_RECORDS_DIR | outputs/evals | the folder of the records that the page replays |
 | ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
 
 The folder of the data is ML_TRAINER_DATA_DIR (`server/datasets.py`).
@@ -65,6 +66,7 @@ class Settings(BaseModel):
     state_mb: Annotated[int, Field(ge=0)] = 4096
     token: SecretStr | None = None
     origins: tuple[str, ...] = ()  # such as https://example.com
+    records_dir: Path = Path("outputs/evals")
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @field_validator("origins", mode="before")

@@ -27,6 +27,8 @@ from ml_trainer_env.server.validation import ActionError, json_schema, shown, va
 
 Stop = Callable[[], bool]
 
+FREE = "get_training_status"  # the one tool that does not count as a call
+
 
 class UnknownTool(ActionError):
     """No tool has this name."""
@@ -121,7 +123,7 @@ TOOLS: dict[str, ToolSpec] = {
             _toggle,
         ),
         ToolSpec(
-            "get_training_status",
+            FREE,
             "Show the current metrics and configuration. Free: does not count as a tool call.",
             NoArguments,
             lambda episode, given, stop: episode.get_training_status(),

@@ -1,0 +1,65 @@
+"""The board: one episode at a glance. The same on every tab, whoever plays.
+
+A picture is sent only when it would differ, so a page that watches costs the server little.
+"""
+
+# gradio leaves most types open:
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ml_trainer_env.server.desk import cards, curves
+from ml_trainer_env.server.desk.story import Story
+
+Shown = dict[Any, Any]  # component -> value or update, as Gradio's handlers return them
+
+
+class Board:
+    """Makes its components where it is made."""
+
+    def __init__(self, name: str, nothing: str) -> None:
+        """`nothing`: the HTML to show while there is no episode."""
+        self._nothing = nothing
+        with gr.Column(elem_id=f"{name}-board", elem_classes="desk-board", min_width=320):
+            self.top = gr.HTML(nothing, elem_id=f"{name}-summary")
+            self.plot = gr.Plot(
+                visible=False,
+                show_label=False,
+                container=False,
+                elem_id=f"{name}-curves",
+                elem_classes="desk-curves",
+            )
+            self.legend = gr.HTML(elem_id=f"{name}-legend", visible=False)
+            self.ledger = gr.HTML(elem_id=f"{name}-ledger")
+
+    @property
+    def components(self) -> list[Any]:
+        return [self.top, self.plot, self.legend, self.ledger]
+
+    def show(
+        self, story: Story, other: Story | None = None, *, busy: bool = False, redraw: bool = True
+    ) -> Shown:
+        """All of an episode; without `redraw` the curves stay as they are."""
+        graded = cards.grade(story.status.grade) if story.status.grade else ""
+        said = cards.remark(story.remark)
+        shown: Shown = {
+            self.top: graded + cards.summary(story, busy=busy) + said,
+            self.ledger: cards.ledger(story),
+        }
+        if redraw:
+            shown[self.plot] = gr.update(value=curves.figure(story, other), visible=True)
+            shown[self.legend] = gr.update(value=cards.legend(story, other), visible=True)
+        return shown
+
+    def clear(self, instead: str | None = None) -> Shown:
+        """No episode: what `instead` says, else what was said at first."""
+        return {
+            self.top: self._nothing if instead is None else instead,
+            self.plot: gr.update(value=None, visible=False),
+            self.legend: gr.update(value="", visible=False),
+            self.ledger: "",
+        }

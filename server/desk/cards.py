@@ -1,0 +1,255 @@
+"""The desk's pieces of HTML. Pure functions of what they show; all text from outside is escaped."""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from ml_trainer_env.models import MAX_TOOL_CALLS, Grade, RewardTerms, TrainingStatus
+from ml_trainer_env.server.desk import words
+from ml_trainer_env.server.desk.story import Era, Story
+from ml_trainer_env.server.signals import DEFINITIONS
+
+TERMS = tuple(RewardTerms.model_fields)
+
+
+def masthead() -> str:
+    return (
+        '<header class="desk-masthead"><h1>ML Training Optimizer</h1>'
+        "<p>Run the training of a real neural network: choose how it learns, train, watch the "
+        "curves, change what you would, and submit the best checkpoint.</p></header>"
+    )
+
+
+def step(number: int, title: str, text: str = "") -> str:
+    """The heading of a card of controls."""
+    told = f"<p>{escape(text)}</p>" if text else ""
+    return (
+        f'<div class="desk-step"><h2><span aria-hidden="true">{number}</span>{escape(title)}</h2>'
+        f"{told}</div>"
+    )
+
+
+def note(text: str = "", kind: str = "info") -> str:
+    """One message beside the controls that it is about. `kind`: info, good, error or full."""
+    if not text:
+        return ""
+    role = "alert" if kind in ("error", "full") else "status"
+    mark = {"info": "i", "good": "✓", "error": "!", "full": "!"}[kind]
+    faults = "".join(f"<p>{escape(fault)}</p>" for fault in text.split("; "))
+    return (
+        f'<div class="desk-note desk-{kind}" role="{role}"><b aria-hidden="true">{mark}</b>'
+        f"<div>{faults}</div></div>"
+    )
+
+
+def empty(title: str, text: str, code: str = "") -> str:
+    """A state in which there is nothing to show: what it is, and what to do."""
+    shown = f'<pre tabindex="0"><code>{escape(code)}</code></pre>' if code else ""
+    return (
+        f'<div class="desk-empty"><h2>{escape(title)}</h2><p>{escape(text)}</p>{shown}</div>'
+    )
+
+
+def full(reason: str) -> str:
+    """No place is free."""
+    return (
+        '<div class="desk-empty desk-full" role="alert"><h2>The server is full</h2>'
+        f"<p>{escape(reason[:1].upper() + reason[1:])}.</p>"
+        "<p>Until then you can watch what others do: the tab Watch shows every open episode, and "
+        "Records those that are over.</p></div>"
+    )
+
+
+# What an episode is like -------------------------------------------------------------------------
+
+
+def summary(story: Story, *, busy: bool = False) -> str:
+    """The head of a board: which task, how it goes, what is left, the numbers that count."""
+    status = story.status
+    return (
+        '<section class="desk-summary" aria-label="Summary">'
+        '<div class="desk-title"><div>'
+        f"<h2>{escape(story.task.title)}</h2>"
+        f"<p>{escape(status.task_id)}, seed {story.seed}. {escape(story.task.aim)}</p></div>"
+        f"{_signal(status, busy=busy)}</div>"
+        f"{_diverged(status)}{_budget(status)}{_tiles(status)}</section>"
+    )
+
+
+def _signal(status: TrainingStatus, *, busy: bool) -> str:
+    mark, tone = words.SIGNALS[status.convergence_signal]
+    word = status.convergence_signal.replace("_", " ")
+    spinner = '<i class="desk-spin" role="img" aria-label="training"></i>' if busy else ""
+    return (
+        f'<div class="desk-signal desk-{tone}"><strong>{spinner}<span aria-hidden="true">{mark}'
+        f"</span> {word}</strong><small>{escape(DEFINITIONS[status.convergence_signal])}</small>"
+        "</div>"
+    )
+
+
+def _diverged(status: TrainingStatus) -> str:
+    if not status.is_diverged or status.done:
+        return ""
+    return note(
+        "Training has diverged: the loss exploded, and that epoch is spent. Lower the learning "
+        "rate or change the configuration; training then resumes from the best checkpoint.",
+        "error",
+    )
+
+
+def _budget(status: TrainingStatus) -> str:
+    calls = MAX_TOOL_CALLS - status.tool_calls_left
+    return (
+        '<div class="desk-budget">'
+        + _bar("Epochs", status.current_epoch, status.max_epochs)
+        + _bar("Tool calls", calls, MAX_TOOL_CALLS)
+        + "</div>"
+    )
+
+
+def _bar(label: str, spent: int, of: int) -> str:
+    return (
+        f'<div><span>{label}</span><div class="desk-bar" role="progressbar" aria-label="{label} '
+        f'spent" aria-valuemin="0" aria-valuemax="{of}" aria-valuenow="{spent}">'
+        f'<i style="width:{spent / of:.1%}"></i></div>'
+        f"<span><b>{spent}</b> of {of}, {of - spent} left</span></div>"
+    )
+
+
+def _tiles(status: TrainingStatus) -> str:
+    config = status.current_config
+    best = f"epoch {status.best_val_epoch}" if status.best_val_epoch else "no epoch yet"
+    rate = words.short(config.learning_rate_in_force) if config else words.NONE
+    tiles = (
+        ("Best val accuracy", words.percent(status.best_val_accuracy), best),
+        ("Val accuracy", words.percent(status.val_accuracy), f"loss {words.number(status.val_loss)}"),
+        (
+            "Train accuracy",
+            words.percent(status.train_accuracy),
+            f"loss {words.number(status.train_loss)}",
+        ),
+        ("Gap", words.percent(status.generalization_gap), "clean train − val"),
+        ("Learning rate", rate, f"{config.lr_schedule}, next epoch" if config else "not set"),
+    )
+    return '<dl class="desk-tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>"
+
+
+def _tile(name: str, value: str, detail: str) -> str:
+    return (
+        f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b>"
+        f"<small>{escape(detail)}</small></dd></div>"
+    )
+
+
+def legend(story: Story | None, other: Story | None = None) -> str:
+    """The key to the curves, and the numbered configurations that ruled."""
+    keys = (
+        ("desk-key-val", "validation"),
+        ("desk-key-train", "train"),
+        ("desk-key-rate", "learning rate"),
+    )
+    shown = "".join(f'<li><i class="{style}"></i>{name}</li>' for style, name in keys)
+    shown += '<li><i class="desk-key-best">★</i>best epoch, which is graded</li>'
+    if other:
+        shown += '<li><i class="desk-key-other"></i>dashed: the other record</li>'
+    ruled = story.eras if story else ()
+    return f'<ul class="desk-keys">{shown}</ul>{_eras(ruled)}{_in_words(story)}'
+
+
+def _eras(ruled: Sequence[Era]) -> str:
+    if not ruled:
+        return ""
+    rows = "".join(
+        f"<li><b>{number}</b><span>epoch{'' if era.first == era.last else 's'} "
+        f"{era.first}{'' if era.first == era.last else f'–{era.last}'}</span>"
+        f"<span>{escape(era.label)}</span></li>"
+        for number, era in enumerate(ruled, start=1)
+    )
+    return f'<ol class="desk-eras" aria-label="Configurations that ruled">{rows}</ol>'
+
+
+def _in_words(story: Story | None) -> str:
+    """The curves for who cannot see them."""
+    if story is None or not story.points:
+        return ""
+    last = story.points[-1]
+    return (
+        f'<p class="desk-unseen">Curves of {words.plural(len(story.points), "epoch")}. The last: '
+        f"train loss {words.number(last.train_loss)}, val loss {words.number(last.val_loss)}, "
+        f"train accuracy {words.percent(last.train_accuracy)}, "
+        f"val accuracy {words.percent(last.val_accuracy)}.</p>"
+    )
+
+
+# What it earned -----------------------------------------------------------------------------------
+
+
+def ledger(story: Story) -> str:
+    """The reward of every call, term by term. Refused calls earn nothing and are told why."""
+    if not story.played:
+        return ""
+    rows, number = "", 0
+    for move in story.played:
+        if move.status is None:
+            rows += (
+                f'<tr class="desk-refused"><td>✕</td><th scope="row">{escape(move.tool)}</th>'
+                f'<td colspan="{len(TERMS) + 1}">refused: {escape(move.error or "")}</td></tr>'
+            )
+            continue
+        number += 1
+        terms = "".join(_term(getattr(move.status.reward_terms, name)) for name in TERMS)
+        rows += (
+            f'<tr><td>{number}</td><th scope="row">'
+            f"{escape(words.call(move.tool, move.arguments))}</th>{terms}"
+            f"{_term(move.status.reward)}</tr>"
+        )
+    given = [move.status for move in story.played if move.status]
+    sums = "".join(_term(sum(getattr(s.reward_terms, name) for s in given)) for name in TERMS)
+    heads = "".join(f'<th scope="col">{name}</th>' for name in (*TERMS, "reward"))
+    return (
+        '<section class="desk-ledger" aria-label="Reward ledger"><h2>Reward ledger</h2>'
+        '<div class="desk-scroll" tabindex="0" role="region" aria-label="Reward of every call">'
+        f'<table><thead><tr><th scope="col">#</th><th scope="col">call</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody>"
+        f'<tfoot><tr><td></td><th scope="row">total</th>{sums}'
+        f"{_term(sum(s.reward for s in given))}</tr></tfoot></table></div></section>"
+    )
+
+
+def _term(value: float) -> str:
+    tone = "up" if value > 0 else "down" if value < 0 else "none"
+    return f'<td class="desk-{tone}">{words.signed(value)}</td>'
+
+
+def grade(given: Grade) -> str:
+    """The final score with all that it is made of."""
+    parts = "".join(
+        f"<li><span>{escape(part.name)}</span>"
+        f'<div class="desk-bar"><i style="width:{part.value:.1%}"></i></div>'
+        f"<b>{part.value:.3f}</b><small>weight {part.weight:g}; "
+        f"{escape(', '.join(f'{name} {value:.4g}' for name, value in part.inputs.items()))}</small>"
+        "</li>"
+        for part in given.components
+    )
+    facts = (
+        ("Graded epoch", str(given.graded_epoch or words.NONE)),
+        ("Val accuracy", words.percent(given.val_accuracy)),
+        ("Gap", words.percent(given.generalization_gap)),
+        ("Hidden-test accuracy", words.percent(given.hidden_test_accuracy)),
+    )
+    shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    by = "" if given.submitted_by == "agent" else " The last tool call submitted by itself."
+    return (
+        '<section class="desk-grade" aria-label="Grade"><div class="desk-score">'
+        f"<small>final score</small><b>{given.score:.3f}</b><small>of 1</small></div>"
+        f"<div><ul>{parts}</ul><dl>{shown}</dl>"
+        f"<p>{escape(given.explanation)}{by}</p></div></section>"
+    )
+
+
+def remark(text: str) -> str:
+    """What an agent said, word for word."""
+    return f'<blockquote class="desk-remark">{escape(text)}</blockquote>' if text else ""

@@ -1,0 +1,102 @@
+"""Form fields from the JSON schemas of the tools: kind, bounds, choices, default and help text.
+
+A number that is typed is not clamped or refused by the page: the server answers what is wrong with
+it, as it answers an agent.
+"""
+
+# gradio leaves most types open:
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ml_trainer_env.server.tools import TOOLS
+
+TICKS = 20  # steps of a slider between fractions
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One argument of a tool and its widget."""
+
+    name: str
+    schema: Mapping[str, Any]
+    widget: gr.components.Component
+
+    def argument(self, value: Any) -> Any:
+        """What the widget holds, as the tool takes it: 5.0 is no whole number in JSON's eyes."""
+        whole = isinstance(value, float) and value.is_integer()
+        return int(value) if whole and _kind(self.schema) == "integer" else value
+
+
+def fields(tool: str) -> tuple[Field, ...]:
+    """The arguments of `tool`, laid out where they are made, in the order of the schema."""
+    schema = TOOLS[tool].input_schema
+    return tuple(
+        Field(name, each, widget(name, each)) for name, each in schema["properties"].items()
+    )
+
+
+def arguments(of: Sequence[Field], values: Sequence[Any]) -> dict[str, Any]:
+    """What is in the widgets, as a tool's arguments."""
+    return {field.name: field.argument(value) for field, value in zip(of, values, strict=True)}
+
+
+def changed(wanted: Mapping[str, Any], of: Sequence[Field], now: Mapping[str, Any]) -> Any:
+    """Those of `wanted` that differ from `now`, where nothing is known from their defaults."""
+    known = {field.name: field.schema.get("default") for field in of} | dict(now)
+    return {name: value for name, value in wanted.items() if value != known[name]}
+
+
+def widget(name: str, schema: Mapping[str, Any]) -> gr.components.Component:
+    """The one that suits the schema: few choices are seen at once, a learning rate is typed."""
+    label, info = label_of(name), help_of(schema)
+    common: dict[str, Any] = {
+        "label": label,
+        "info": info,
+        "value": schema.get("default"),
+        "elem_id": f"desk-{name.replace('_', '-')}",
+        "interactive": True,
+    }
+    if "enum" in schema:
+        return gr.Radio(choices=[(str(each), each) for each in schema["enum"]], **common)
+    kind = _kind(schema)
+    if kind == "boolean":
+        return gr.Checkbox(**common | {"value": bool(schema.get("default"))})
+    if kind == "integer" and "maximum" in schema:
+        low, high = schema["minimum"], schema["maximum"]
+        value = schema.get("default", (low + high) // 2)
+        return gr.Slider(low, high, step=1, **common | {"value": value})
+    if name.endswith("strength"):
+        low, high = schema["minimum"], schema["maximum"]
+        return gr.Slider(low, high, step=(high - low) / TICKS, **common)
+    return gr.Number(step=10**-4, min_width=120, **common)
+
+
+def label_of(name: str) -> str:
+    """`learning_rate` as one would write it: Learning rate."""
+    return name.replace("new_lr", "new_learning_rate").replace("_", " ").capitalize()
+
+
+def help_of(schema: Mapping[str, Any]) -> str:
+    """What the agent is told of the argument, and for what is typed its bounds."""
+    told = str(schema.get("description", ""))
+    told = told[:1].upper() + told[1:]
+    bounds = bounds_of(schema) if _kind(schema) == "number" else ""
+    return f"{told}; {bounds}" if told and bounds else told or bounds
+
+
+def bounds_of(schema: Mapping[str, Any]) -> str:
+    """`above 0, at most 10`."""
+    if "exclusiveMinimum" in schema:
+        return f"above {schema['exclusiveMinimum']:g}, at most {schema['maximum']:g}"
+    return f"{schema['minimum']:g} to {schema['maximum']:g}"
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    return str(schema.get("type", ""))

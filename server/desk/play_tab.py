@@ -1,0 +1,330 @@
+"""The tab on which a visitor plays: the controls, the board, and what each button does.
+
+A mistake is answered beside the form that it was made in, and the form keeps what was typed.
+"""
+
+# gradio leaves most types open:
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ml_trainer_env.models import DEFAULT_TASK_ID
+from ml_trainer_env.server.desk import cards, form
+from ml_trainer_env.server.desk.board import Board, Shown
+from ml_trainer_env.server.desk.seats import Seat, Seats
+from ml_trainer_env.server.places import NoPlace
+from ml_trainer_env.server.reset_options import DEFAULT_SEED
+from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.server.validation import ActionError
+
+log = logging.getLogger("uvicorn.error")
+
+NOTHING = cards.empty(
+    "No episode yet",
+    "Choose a task and a seed, and start. The same seed begins with the same weights and the same "
+    "shuffles, so what differs is what you do. Nothing is simulated: every point of the curves is "
+    "an epoch of real training on this server.",
+)
+# On a narrow page the board is below the controls: show it to whoever starts a training.
+SHOW_BOARD = """() => { if (window.innerWidth < 860) document.getElementById("desk-board")
+    ?.scrollIntoView({behavior: "smooth", block: "start"}); }"""
+
+_AUGMENTATION = ("augmentation", "augmentation_strength")
+SETS = {  # options of the configuration that are in two forms, by the tool that sets them
+    "configure_training": _AUGMENTATION,
+    "adjust_learning_rate": ("learning_rate",),
+    "toggle_augmentation": _AUGMENTATION,
+}
+
+QUIET: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "concurrency_limit": None,  # Gradio's own default would let one visitor wait for another
+}
+
+
+class PlayTab:
+    """Makes its components where it is made."""
+
+    def __init__(self, seats: Seats, session_timeout: float) -> None:
+        """`session_timeout`: seconds without an action until a seat is given up; 0: never."""
+        self._seats = seats
+        self._notes: dict[str, gr.HTML] = {}
+        # Gradio deletes a state that has not been set for so long, and its callback frees the seat.
+        self._held = gr.State(
+            None, time_to_live=session_timeout or None, delete_callback=seats.leave
+        )
+        with gr.Row(elem_classes="desk-columns"):
+            with gr.Column(elem_classes="desk-controls", min_width=320):
+                self._begin_card()
+                self._configure_card()
+                self._train_card()
+                self._adjust_card()
+                self._finish_card()
+            self._board = Board("desk", NOTHING)
+        self._wire()
+
+    # The cards -------------------------------------------------------------------------------
+
+    def _begin_card(self) -> None:
+        with self._card(1, "Episode"):
+            self._task = gr.Radio(
+                choices=[(f"{task.title} · {key}", key) for key, task in TASKS.items()],
+                value=DEFAULT_TASK_ID,
+                label="Task",
+                elem_id="desk-task",
+                elem_classes="desk-rows",
+            )
+            with gr.Row(elem_classes="desk-inline"):
+                self._seed = gr.Number(
+                    DEFAULT_SEED, label="Seed", precision=0, min_width=90, elem_id="desk-seed"
+                )
+                self._start = self._button("Start episode", "start", primary=True)
+            self._note("begin")
+
+    def _configure_card(self) -> None:
+        with self._card(2, "Configuration", "Never resets weights, history or budget."):
+            with gr.Column(elem_classes="desk-form"):
+                self._config = form.fields("configure_training")
+            self._apply = self._button("Apply configuration", "apply", primary=True)
+            self._note("configure_training")
+
+    def _train_card(self) -> None:
+        with self._card(3, "Train"):
+            self._run = form.fields("run_epochs")
+            with gr.Row(elem_classes="desk-inline"):
+                self._train = self._button("Train", "train", primary=True)
+                self._stop = self._button("Stop", "stop")
+            self._note("run_epochs")
+
+    def _adjust_card(self) -> None:
+        with self._card(4, "Change while training goes on"):
+            self._rate = form.fields("adjust_learning_rate")
+            self._adjust = self._button("Adjust learning rate", "adjust")
+            self._note("adjust_learning_rate")
+            self._augmentation = form.fields("toggle_augmentation")
+            self._toggle = self._button("Set augmentation", "toggle")
+            self._note("toggle_augmentation")
+
+    def _finish_card(self) -> None:
+        with self._card(5, "Look and submit", "Submitting grades the best epoch and ends it all."):
+            with gr.Row(elem_classes="desk-inline"):
+                self._status = self._button("Status", "status")
+                self._submit = self._button("Submit model", "submit", primary=True)
+            self._note("finish")
+
+    def _card(self, number: int, title: str, text: str = "") -> gr.Column:
+        card = gr.Column(elem_classes="desk-card")
+        with card:
+            gr.HTML(cards.step(number, title, text))
+        return card
+
+    def _button(self, text: str, name: str, *, primary: bool = False) -> gr.Button:
+        return gr.Button(
+            text,
+            variant="primary" if primary else "secondary",
+            interactive=name == "start",
+            min_width=90,
+            elem_id=f"desk-{name}-button",
+        )
+
+    def _note(self, name: str) -> None:
+        self._notes[name] = gr.HTML(elem_id=f"desk-{name.replace('_', '-')}-note")
+
+    # What the buttons do ---------------------------------------------------------------------
+
+    def _wire(self) -> None:
+        fields = [*self._config, *self._augmentation]
+        buttons = [self._apply, self._train, self._stop, self._adjust, self._toggle]
+        self._buttons = [*buttons, self._status, self._submit]
+        everything = {
+            self._held,
+            self._start,
+            *self._buttons,
+            *self._notes.values(),
+            *self._board.components,
+            *(field.widget for field in fields),
+        }
+
+        def on(button: gr.Button, do: Callable[..., Any], inputs: Sequence[Any] = ()) -> None:
+            button.click(do, inputs=[*inputs], outputs=everything, **QUIET)
+
+        def widgets(of: Sequence[form.Field]) -> list[Any]:
+            return [field.widget for field in of]
+
+        on(self._start, self._do_begin, [self._task, self._seed])
+        on(self._apply, self._do_configure, widgets(self._config))
+        on(self._train, self._do_train, widgets(self._run))
+        on(self._adjust, self._do_adjust, widgets(self._rate))
+        on(self._toggle, self._do_toggle, widgets(self._augmentation))
+        on(self._status, self._do_status)
+        on(self._submit, self._do_submit)
+        self._stop.click(self._do_stop, outputs=[self._stop], **QUIET)
+        self._train.click(None, js=SHOW_BOARD)
+
+    async def _do_begin(self, request: gr.Request, task_id: str, seed: Any) -> Shown:
+        visitor = _visitor(request)
+        seat = self._seats.seat(visitor)
+
+        async def begin() -> str:
+            await seat.begin(task_id, seed)
+            return "Started. Next: apply a configuration."
+
+        try:
+            return await self._answered("begin", visitor, begin)
+        except NoPlace as refusal:
+            return self._said("begin", cards.note(str(refusal), "full")) | self._board.clear(
+                cards.full(str(refusal))
+            )
+
+    async def _do_configure(self, request: gr.Request, *values: Any) -> Shown:
+        async def configure() -> str:
+            seat = self._seats.require(_visitor(request))
+            now = seat.story.status.current_config if seat.story else None
+            known = now.model_dump() if now else {}
+            wanted = form.arguments(self._config, values)
+            changes = form.changed(wanted, self._config, known)
+            return (await seat.call("configure_training", changes)).message
+
+        return await self._answered("configure_training", _visitor(request), configure)
+
+    async def _do_train(self, request: gr.Request, *values: Any) -> AsyncIterator[Shown]:
+        visitor = _visitor(request)
+        yield self._said("run_epochs", cards.note("Training: Stop ends it after this epoch."))
+        try:
+            seat = self._seats.require(visitor)
+            async for _ in seat.train(form.arguments(self._run, values)):
+                yield self._shown(seat) | {self._held: visitor}
+        except ActionError as mistake:
+            yield self._wrong("run_epochs", visitor, mistake)
+        except Exception:
+            yield self._failed("run_epochs", visitor)
+        else:
+            yield await self._answered("run_epochs", visitor, _told_of_last(seat))
+
+    async def _do_adjust(self, request: gr.Request, *values: Any) -> Shown:
+        given = form.arguments(self._rate, values)
+        return await self._call("adjust_learning_rate", given, request)
+
+    async def _do_toggle(self, request: gr.Request, *values: Any) -> Shown:
+        given = form.arguments(self._augmentation, values)
+        return await self._call("toggle_augmentation", given, request)
+
+    async def _do_status(self, request: gr.Request) -> Shown:
+        return await self._call("get_training_status", {}, request, note="finish")
+
+    async def _do_submit(self, request: gr.Request) -> Shown:
+        return await self._call("submit_model", {}, request, note="finish")
+
+    async def _do_stop(self, request: gr.Request) -> Any:
+        seat = self._seats.find(_visitor(request))
+        if seat:
+            seat.stop()
+        return gr.update(value="Stopping", interactive=False)
+
+    # What they answer ------------------------------------------------------------------------
+
+    async def _call(
+        self, tool: str, given: dict[str, Any], request: gr.Request, note: str | None = None
+    ) -> Shown:
+        async def call() -> str:
+            seat = self._seats.require(_visitor(request))
+            return (await seat.call(tool, given)).message
+
+        return await self._answered(note or tool, _visitor(request), call)
+
+    async def _answered(self, note: str, visitor: str, do: Callable[[], Awaitable[str]]) -> Shown:
+        """Where the episode stands after `do`, which says what it did. Raises `NoPlace`."""
+        try:
+            told = cards.note(_sentence(await do()), "good")
+        except NoPlace:
+            raise
+        except ActionError as mistake:
+            return self._wrong(note, visitor, mistake)
+        except Exception:
+            return self._failed(note, visitor)
+        seat = self._seats.require(visitor)
+        return self._said(note, told) | self._shown(seat) | self._synchronous(note, seat) | {
+            self._held: visitor  # setting it tells that the visitor is not silent
+        }
+
+    def _wrong(self, note: str, visitor: str, mistake: ActionError) -> Shown:
+        said = self._said(note, cards.note(str(mistake), "error"))
+        seat = self._seats.find(visitor)
+        if seat is None or seat.environment.episode is None:
+            return said | self._board.clear() | self._enabled(None)
+        return said | self._enabled(seat)
+
+    def _failed(self, note: str, visitor: str) -> Shown:
+        log.exception("the desk failed in %s", note)
+        text = "The server failed at this, and nothing has changed. Its log says why."
+        seat = self._seats.find(visitor)
+        return self._said(note, cards.note(text, "error")) | self._enabled(seat)
+
+    def _said(self, note: str, html: str) -> Shown:
+        """One message; whatever was said before beside other forms goes."""
+        return {shown: html if name == note else "" for name, shown in self._notes.items()}
+
+    def _shown(self, seat: Seat) -> Shown:
+        story = seat.story
+        board = self._board.show(story, busy=seat.training) if story else self._board.clear()
+        return board | self._enabled(seat)
+
+    def _enabled(self, seat: Seat | None) -> Shown:
+        """Only what can be done now can be pressed."""
+        episode = seat.environment.episode if seat else None
+        training = bool(seat and seat.training)
+        playing = episode is not None and not episode.done and not training
+        can = dict.fromkeys(self._buttons, playing)
+        can |= {self._start: not training, self._stop: training, self._status: episode is not None}
+        return {
+            button: gr.update(interactive=on, **({"value": "Stop"} if button is self._stop else {}))
+            for button, on in can.items()
+        }
+
+    def _synchronous(self, tool: str, seat: Seat) -> Shown:
+        """What `tool` has set shows in the other forms too, so that using them undoes nothing.
+
+        The rest of the forms stays as it was typed.
+        """
+        config = seat.story.status.current_config if seat.story else None
+        if config is None:
+            return {}
+        now, (enabled, strength) = config.model_dump(), self._augmentation
+        shown: Shown = {
+            field.widget: now[field.name]
+            for field in self._config
+            if field.name in SETS.get(tool, ())
+        }
+        if "augmentation" in SETS.get(tool, ()):
+            shown |= {
+                enabled.widget: config.augmentation,
+                strength.widget: config.augmentation_strength,
+            }
+        return shown
+
+
+def _told_of_last(seat: Seat) -> Callable[[], Awaitable[str]]:
+    """What the call that has just been answered said."""
+
+    async def told() -> str:
+        last = seat.environment.played[-1].status
+        return last.message if last else ""
+
+    return told
+
+
+def _visitor(request: gr.Request) -> str:
+    if not request.session_hash:
+        raise ActionError("this page has no session: reload it")
+    return request.session_hash
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,130 @@
+"""What the desk shows of an episode, wherever it comes from: a visitor, an agent, a record.
+
+A `Story` is a value: the same one draws the same board. It holds what an agent may see and nothing
+else, so the hidden-test accuracy is in it only once it is in the grade.
+"""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ml_trainer_env.models import EpochPlan, EpochRecord, TrainingConfig, TrainingStatus
+from ml_trainer_env.server.desk import words
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.played import Played
+from ml_trainer_env.server.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An epoch as far as it is known. Losses in nats; None is unknown, or diverged."""
+
+    epoch: int
+    plan: EpochPlan
+    train_loss: float | None
+    val_loss: float | None
+    train_accuracy: float | None
+    val_accuracy: float | None
+    diverged: bool = False
+
+    @classmethod
+    def of(cls, record: EpochRecord) -> Point:
+        return cls(
+            epoch=record.epoch,
+            plan=record.plan,
+            train_loss=record.train_loss,
+            val_loss=record.val_loss,
+            train_accuracy=record.train_accuracy,
+            val_accuracy=record.val_accuracy,
+            diverged=record.diverged,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Era:
+    """Epochs `first` to `last`, which one configuration ruled."""
+
+    first: int
+    last: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """An episode up to some moment."""
+
+    task: Task
+    seed: int
+    status: TrainingStatus
+    points: tuple[Point, ...]
+    played: tuple[Played, ...]  # the calls that counted and those that were refused
+    remark: str = ""  # what the agent said before its last call
+
+    @property
+    def best(self) -> Point | None:
+        """The epoch that would be graded."""
+        best = self.status.best_val_epoch
+        return next((point for point in self.points if point.epoch == best), None)
+
+    @property
+    def eras(self) -> tuple[Era, ...]:
+        return eras(self.points, changes(self.played))
+
+
+def live(environment: MLTrainerEnvironment) -> Story | None:
+    """Where the episode of `environment` stands now; None when it has none. Any thread may ask."""
+    episode, seed = environment.episode, environment.state.seed
+    if episode is None or seed is None:
+        return None
+    played = environment.played
+    status = episode.get_training_status()
+    # Read after the status, so it may know of one epoch more; never of one less.
+    history = episode.now.training.history[: status.current_epoch]
+    return Story(
+        task=episode.task,
+        seed=seed,
+        status=status,
+        points=tuple(Point.of(record) for record in history),
+        played=played,
+    )
+
+
+def changes(played: Sequence[Played]) -> frozenset[int]:
+    """After which epochs the configuration was changed."""
+    statuses = [move.status for move in played if move.status and move.status.current_config]
+    return frozenset(
+        later.current_epoch
+        for earlier, later in pairwise(statuses)
+        if _asked(earlier) != _asked(later)
+    )
+
+
+def eras(points: Sequence[Point], changed_after: frozenset[int]) -> tuple[Era, ...]:
+    """Who ruled when. A schedule that moves the learning rate goes on ruling."""
+    cuts = [
+        index
+        for index, (before, after) in enumerate(pairwise(points), start=1)
+        if before.epoch in changed_after or _without_rate(before.plan) != _without_rate(after.plan)
+    ]
+    ends = [*cuts, len(points)] if points else []
+    return tuple(_era(points[start:end]) for start, end in zip([0, *cuts], ends, strict=False))
+
+
+def _era(points: Sequence[Point]) -> Era:
+    first, last = points[0], points[-1]
+    rates = words.rates(first.plan.learning_rate, last.plan.learning_rate)
+    label = f"{first.plan.optimizer} {rates}, {words.plan(first.plan)}"
+    return Era(first.epoch, last.epoch, label)
+
+
+def _without_rate(plan: EpochPlan) -> EpochPlan:
+    return plan.model_copy(update={"learning_rate": 0.0})
+
+
+def _asked(status: TrainingStatus) -> dict[str, object]:
+    config = status.current_config
+    return config.model_dump(include=set(TrainingConfig.model_fields)) if config else {}
