@@ -8,9 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from ml_trainer_env.server.app import build
+
+
+def with_page(*arguments: Any, **options: Any) -> ASGIApp:
+    """`server.app.build`, where the page is enabled. Gradio makes an event loop, and leaves it
+    open, for each of its locks where none runs.
+    """
+
+    async def inside() -> ASGIApp:
+        return build(*arguments, **options)
+
+    return asyncio.run(inside())
 
 
 @contextmanager

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
 from fakes import HIDDEN_TEST_ACCURACY, FakeRunner, begin
-from live import eventually
+from live import eventually, serving, with_page
 from play import call, diverge
 
 from ml_trainer_env.agents import catalogue
@@ -62,7 +64,7 @@ def test_an_era_ends_where_the_configuration_changes(env: MLTrainerEnvironment) 
     spans = [(era.first, era.last) for era in story.eras]
     assert spans == [(1, 8), (9, 12), (13, 16), (17, 20)]
     first, second, *_ = [era.label for era in story.eras]
-    assert re.fullmatch(r"adam 0\.01 → 0\.00\d+, batch 64", first)  # a schedule is one era
+    assert re.fullmatch(r"adam at 0\.01 → 0\.00\d+, batch 64", first)  # a schedule is one era
     assert second.endswith("batch 128")
 
 
@@ -109,7 +111,7 @@ def test_the_curves_of_a_divergence_show_where(env: MLTrainerEnvironment) -> Non
     played(env, COSINE, RUN)
     assert env.episode is not None
     diverge(env.episode)
-    figure = curves.figure(story_of(env))
+    figure: Any = curves.figure(story_of(env))
     [line] = [shape for shape in figure.layout.shapes if shape.type == "line"][:1]
     assert line.x0 == 5
     assert trace(figure, "val loss").y[-1] is None
@@ -118,7 +120,8 @@ def test_the_curves_of_a_divergence_show_where(env: MLTrainerEnvironment) -> Non
 
 def test_bands_are_as_wide_as_their_eras(env: MLTrainerEnvironment) -> None:
     story = played(env, COSINE, RUN, ("toggle_augmentation", {"enabled": True}), RUN)
-    [band] = [shape for shape in curves.figure(story).layout.shapes if shape.type == "rect"]
+    figure: Any = curves.figure(story)
+    [band] = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert (band.x0, band.x1) == (4.5, 8.5)
     assert "augmentation 0.5" in cards.legend(story)
 
@@ -132,7 +135,8 @@ def test_a_second_story_is_dashed(env: MLTrainerEnvironment) -> None:
 
 def test_curves_without_an_epoch_are_axes_alone(env: MLTrainerEnvironment) -> None:
     env.reset()
-    assert not [each for each in curves.figure(story_of(env)).data if each.x]
+    figure: Any = curves.figure(story_of(env))
+    assert not [each for each in figure.data if each.x]
 
 
 # Cards ------------------------------------------------------------------------------------------
@@ -174,8 +178,7 @@ def test_what_comes_from_outside_is_escaped(env: MLTrainerEnvironment) -> None:
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_form_has_every_argument_with_its_default_and_bounds(tool: str) -> None:
-    with gr.Blocks():
-        fields = form.fields(tool)
+    fields = form.fields(tool)
     schema = TOOLS[tool].input_schema["properties"]
     assert [field.name for field in fields] == list(schema)
     for field in fields:
@@ -195,8 +198,7 @@ def test_a_form_has_every_argument_with_its_default_and_bounds(tool: str) -> Non
 
 
 def test_only_what_changed_is_sent() -> None:
-    with gr.Blocks():
-        fields = form.fields("configure_training")
+    fields = form.fields("configure_training")
     defaults = TrainingConfig().model_dump()
     wanted = form.arguments(fields, [*(defaults | {"dropout": 0.2, "warmup_epochs": 5.0}).values()])
     assert form.changed(wanted, fields, {}) == {"dropout": 0.2}
@@ -421,13 +423,22 @@ def test_a_broken_record_is_an_error_without_its_path(folder: Path) -> None:
 # The page ---------------------------------------------------------------------------------------
 
 
-def test_the_page_is_loaded_only_where_it_is_enabled(
-    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+def test_the_page_is_there_where_it_is_enabled(
+    runner: FakeRunner, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import httpx
-
-    assert httpx.get(f"{serve()}/web/").status_code == 404
+    assert httpx.get(f"{url}/web/").status_code == 404
     monkeypatch.setenv("ENABLE_WEB_INTERFACE", "true")
-    page = httpx.get(f"{serve()}/web/")
-    assert page.status_code == 200
-    assert "ML Training Optimizer" in page.text
+    with serving(with_page(partial(MLTrainerEnvironment, runner, begin))) as enabled:
+        page = httpx.get(f"{enabled}/web/")
+        assert page.status_code == 200
+        assert "ML Training Optimizer" in page.text
+
+
+def test_the_server_loads_the_page_only_where_it_is_enabled() -> None:
+    script = (
+        "import sys, ml_trainer_env.server.app\n"
+        "later = ('ml_trainer_env.server.desk.page', 'plotly', 'torch')\n"
+        "print([name for name in later if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "[]", ran.stderr

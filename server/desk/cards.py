@@ -6,16 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import accumulate
 
 from ml_trainer_env.models import MAX_TOOL_CALLS, Grade, RewardTerms, TrainingStatus
 from ml_trainer_env.server.desk import words
 from ml_trainer_env.server.desk.story import Era, Story
+from ml_trainer_env.server.played import Played
 from ml_trainer_env.server.signals import DEFINITIONS
 
 TERMS = tuple(RewardTerms.model_fields)
 
 
 def masthead() -> str:
+    """What this page is."""
     return (
         '<header class="desk-masthead"><h1>ML Training Optimizer</h1>'
         "<p>Run the training of a real neural network: choose how it learns, train, watch the "
@@ -23,13 +26,11 @@ def masthead() -> str:
     )
 
 
-def step(number: int, title: str, text: str = "") -> str:
-    """The heading of a card of controls."""
+def step(number: int | None, title: str, text: str = "") -> str:
+    """The heading of a card of controls; a number where it is a step on the way."""
     told = f"<p>{escape(text)}</p>" if text else ""
-    return (
-        f'<div class="desk-step"><h2><span aria-hidden="true">{number}</span>{escape(title)}</h2>'
-        f"{told}</div>"
-    )
+    counted = f'<span aria-hidden="true">{number}</span>' if number else ""
+    return f'<div class="desk-step"><h2>{counted}{escape(title)}</h2>{told}</div>'
 
 
 def note(text: str = "", kind: str = "info") -> str:
@@ -38,7 +39,8 @@ def note(text: str = "", kind: str = "info") -> str:
         return ""
     role = "alert" if kind in ("error", "full") else "status"
     mark = {"info": "i", "good": "✓", "error": "!", "full": "!"}[kind]
-    faults = "".join(f"<p>{escape(fault)}</p>" for fault in text.split("; "))
+    lines = text.split("; ") if kind == "error" else [text]  # an error has one for each fault
+    faults = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return (
         f'<div class="desk-note desk-{kind}" role="{role}"><b aria-hidden="true">{mark}</b>'
         f"<div>{faults}</div></div>"
@@ -48,9 +50,7 @@ def note(text: str = "", kind: str = "info") -> str:
 def empty(title: str, text: str, code: str = "") -> str:
     """A state in which there is nothing to show: what it is, and what to do."""
     shown = f'<pre tabindex="0"><code>{escape(code)}</code></pre>' if code else ""
-    return (
-        f'<div class="desk-empty"><h2>{escape(title)}</h2><p>{escape(text)}</p>{shown}</div>'
-    )
+    return f'<div class="desk-empty"><h2>{escape(title)}</h2><p>{escape(text)}</p>{shown}</div>'
 
 
 def full(reason: str) -> str:
@@ -125,7 +125,11 @@ def _tiles(status: TrainingStatus) -> str:
     rate = words.short(config.learning_rate_in_force) if config else words.NONE
     tiles = (
         ("Best val accuracy", words.percent(status.best_val_accuracy), best),
-        ("Val accuracy", words.percent(status.val_accuracy), f"loss {words.number(status.val_loss)}"),
+        (
+            "Val accuracy",
+            words.percent(status.val_accuracy),
+            f"loss {words.number(status.val_loss)}",
+        ),
         (
             "Train accuracy",
             words.percent(status.train_accuracy),
@@ -188,24 +192,11 @@ def _in_words(story: Story | None) -> str:
 
 
 def ledger(story: Story) -> str:
-    """The reward of every call, term by term. Refused calls earn nothing and are told why."""
+    """The reward of every call, term by term, the latest first."""
     if not story.played:
         return ""
-    rows, number = "", 0
-    for move in story.played:
-        if move.status is None:
-            rows += (
-                f'<tr class="desk-refused"><td>✕</td><th scope="row">{escape(move.tool)}</th>'
-                f'<td colspan="{len(TERMS) + 1}">refused: {escape(move.error or "")}</td></tr>'
-            )
-            continue
-        number += 1
-        terms = "".join(_term(getattr(move.status.reward_terms, name)) for name in TERMS)
-        rows += (
-            f'<tr><td>{number}</td><th scope="row">'
-            f"{escape(words.call(move.tool, move.arguments))}</th>{terms}"
-            f"{_term(move.status.reward)}</tr>"
-        )
+    numbers = accumulate(1 if move.status else 0 for move in story.played)
+    rows = [_row(number, move) for number, move in zip(numbers, story.played, strict=True)]
     given = [move.status for move in story.played if move.status]
     sums = "".join(_term(sum(getattr(s.reward_terms, name) for s in given)) for name in TERMS)
     heads = "".join(f'<th scope="col">{name}</th>' for name in (*TERMS, "reward"))
@@ -213,10 +204,23 @@ def ledger(story: Story) -> str:
         '<section class="desk-ledger" aria-label="Reward ledger"><h2>Reward ledger</h2>'
         '<div class="desk-scroll" tabindex="0" role="region" aria-label="Reward of every call">'
         f'<table><thead><tr><th scope="col">#</th><th scope="col">call</th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody>"
+        f"<tbody>{''.join(reversed(rows))}</tbody>"
         f'<tfoot><tr><td></td><th scope="row">total</th>{sums}'
         f"{_term(sum(s.reward for s in given))}</tr></tfoot></table></div></section>"
     )
+
+
+def _row(number: int, move: Played) -> str:
+    """A call that was refused earned nothing and is told why."""
+    if move.status is None:
+        return (
+            f'<tr class="desk-refused"><td>✕</td><th scope="row">{escape(move.tool)}</th>'
+            f'<td colspan="{len(TERMS) + 1}">refused: {escape(move.error or "")}</td></tr>'
+        )
+    terms = "".join(_term(getattr(move.status.reward_terms, name)) for name in TERMS)
+    call = escape(words.call(move.tool, move.arguments))
+    reward = _term(move.status.reward)
+    return f'<tr><td>{number}</td><th scope="row">{call}</th>{terms}{reward}</tr>'
 
 
 def _term(value: float) -> str:

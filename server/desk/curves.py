@@ -1,4 +1,4 @@
-"""The curves of an episode as a Plotly figure: losses, accuracies, learning rate, one above another.
+"""The curves of an episode as a Plotly figure: losses, accuracies and learning rate.
 
 Colours are Okabe and Ito's, which colour-blind people can tell apart, and train and val differ in
 shape too. They are chosen for a light page; `desk.css` turns them, the text and the grid into their
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -26,6 +27,7 @@ INK, FAINT = "#555555", "#e4e4e7"  # replaced by the page's own: desk.css
 HEIGHT = 560  # pixels
 ROOM = 20  # the epoch axis grows by this many
 NARROW = 0.045  # of the axis: an era narrower than this has no room for its number
+MOST_DECADES = 3  # labels of the learning rate's axis
 LOSS, ACCURACY, LEARNING_RATE = 1, 2, 3  # rows
 
 Values = Callable[[Point], float | None]
@@ -125,8 +127,9 @@ def _best(drawn: go.Figure, story: Story, *, faint: bool = False) -> None:
             y=accuracy,
             text=f"best {words.percent(accuracy)}, epoch {best.epoch}",
             showarrow=False,
-            yshift=-20,
+            yshift=-22,
             xanchor="right" if best.epoch > ROOM / 2 else "left",
+            bgcolor="rgba(255,255,255,0.75)",
             font={"size": 12},
         )
 
@@ -193,7 +196,7 @@ def _layout(drawn: go.Figure, shown: Sequence[Story], right: float) -> None:
     drawn.update_layout(
         template="none",
         height=HEIGHT,
-        margin={"l": 52, "r": 10, "t": 26, "b": 40},
+        margin={"l": 52, "r": 10, "t": 44, "b": 40},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         showlegend=False,
@@ -207,10 +210,16 @@ def _layout(drawn: go.Figure, shown: Sequence[Story], right: float) -> None:
     drawn.update_yaxes(**axis, nticks=6)
     drawn.update_yaxes(row=LOSS, col=1, **_range(shown, LOSS, (0.0, 2.5)))
     drawn.update_yaxes(row=ACCURACY, col=1, tickformat=".0%", **_range(shown, ACCURACY, (0.0, 1.0)))
-    rates = [point.plan.learning_rate for each in shown for point in each.points]
-    low, high = _decades(rates)
+    low, high = _decades([p.plan.learning_rate for each in shown for p in each.points])
+    apart = max(1, math.ceil((high - low) / MOST_DECADES))
+    decades = [*range(math.ceil(low), math.floor(high) + 1, apart)]
     drawn.update_yaxes(
-        row=LEARNING_RATE, col=1, type="log", range=[low, high], nticks=3, tickformat="~g", dtick=1
+        row=LEARNING_RATE,
+        col=1,
+        type="log",
+        range=[low, high],
+        tickvals=[10.0**decade for decade in decades],
+        ticktext=[f"10<sup>{decade}</sup>" for decade in decades],
     )
     for row, text in ((LOSS, "Loss"), (ACCURACY, "Accuracy"), (LEARNING_RATE, "Learning rate")):
         drawn.add_annotation(
@@ -220,13 +229,14 @@ def _layout(drawn: go.Figure, shown: Sequence[Story], right: float) -> None:
             x=0.004,
             y=1,
             xanchor="left",
-            yanchor="top" if row == LOSS else "bottom",
+            yanchor="bottom",
+            yshift=18 if row == LOSS else 0,  # above the numbers of the bands
             showarrow=False,
             font={"size": 12},
         )
 
 
-def _range(shown: Sequence[Story], row: int, otherwise: tuple[float, float]) -> dict[str, object]:
+def _range(shown: Sequence[Story], row: int, otherwise: tuple[float, float]) -> dict[str, Any]:
     """An axis without data has a range that data will have."""
     values = list(_values(shown, row))
     if not values:

@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from ml_trainer_env.server.tools import TOOLS
 
 TICKS = 20  # steps of a slider between fractions
+LABELS = {  # where the name alone would read badly, or its place on the page says more
+    "lr_schedule": "Learning-rate schedule",
+    "new_lr": "New learning rate",
+    "num_epochs": "Epochs",
+    "enabled": "Augmentation on",
+}
+SAID_ALREADY = {"num_epochs", "enabled"}  # by their labels: no help text
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,7 @@ class Field:
 
     name: str
     schema: Mapping[str, Any]
-    widget: gr.components.Component
+    widget: Component
 
     def argument(self, value: Any) -> Any:
         """What the widget holds, as the tool takes it: 5.0 is no whole number in JSON's eyes."""
@@ -53,12 +61,12 @@ def changed(wanted: Mapping[str, Any], of: Sequence[Field], now: Mapping[str, An
     return {name: value for name, value in wanted.items() if value != known[name]}
 
 
-def widget(name: str, schema: Mapping[str, Any]) -> gr.components.Component:
+def widget(name: str, schema: Mapping[str, Any]) -> Component:
     """The one that suits the schema: few choices are seen at once, a learning rate is typed."""
-    label, info = label_of(name), help_of(schema)
+    label, info = label_of(name), "" if name in SAID_ALREADY else help_of(schema)
     common: dict[str, Any] = {
         "label": label,
-        "info": info,
+        "info": info or None,
         "value": schema.get("default"),
         "elem_id": f"desk-{name.replace('_', '-')}",
         "interactive": True,
@@ -67,26 +75,25 @@ def widget(name: str, schema: Mapping[str, Any]) -> gr.components.Component:
         return gr.Radio(choices=[(str(each), each) for each in schema["enum"]], **common)
     kind = _kind(schema)
     if kind == "boolean":
-        return gr.Checkbox(**common | {"value": bool(schema.get("default"))})
-    if kind == "integer" and "maximum" in schema:
-        low, high = schema["minimum"], schema["maximum"]
-        value = schema.get("default", (low + high) // 2)
-        return gr.Slider(low, high, step=1, **common | {"value": value})
-    if name.endswith("strength"):
-        low, high = schema["minimum"], schema["maximum"]
+        common["value"] = bool(schema.get("default"))
+        return gr.Checkbox(**common)
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if kind == "integer" and low is not None and high is not None:
+        common["value"] = schema.get("default", (low + high) // 2)
+        return gr.Slider(low, high, step=1, **common)
+    if name.endswith("strength") and low is not None and high is not None:
         return gr.Slider(low, high, step=(high - low) / TICKS, **common)
-    return gr.Number(step=10**-4, min_width=120, **common)
+    return gr.Number(step=10**-4, min_width=120, placeholder=bounds_of(schema), **common)
 
 
 def label_of(name: str) -> str:
     """`learning_rate` as one would write it: Learning rate."""
-    return name.replace("new_lr", "new_learning_rate").replace("_", " ").capitalize()
+    return LABELS.get(name, name.replace("_", " ").capitalize())
 
 
 def help_of(schema: Mapping[str, Any]) -> str:
     """What the agent is told of the argument, and for what is typed its bounds."""
     told = str(schema.get("description", ""))
-    told = told[:1].upper() + told[1:]
     bounds = bounds_of(schema) if _kind(schema) == "number" else ""
     return f"{told}; {bounds}" if told and bounds else told or bounds
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from ml_trainer_env.models import DEFAULT_TASK_ID
+from ml_trainer_env.models import DEFAULT_TASK_ID, TrainingConfig
 from ml_trainer_env.server.desk import cards, form
 from ml_trainer_env.server.desk.board import Board, Shown
 from ml_trainer_env.server.desk.seats import Seat, Seats
@@ -31,9 +31,7 @@ NOTHING = cards.empty(
     "shuffles, so what differs is what you do. Nothing is simulated: every point of the curves is "
     "an epoch of real training on this server.",
 )
-# On a narrow page the board is below the controls: show it to whoever starts a training.
-SHOW_BOARD = """() => { if (window.innerWidth < 860) document.getElementById("desk-board")
-    ?.scrollIntoView({behavior: "smooth", block: "start"}); }"""
+STARTING = "Starting: the first episode after the server's start waits until the data is loaded."
 
 _AUGMENTATION = ("augmentation", "augmentation_strength")
 SETS = {  # options of the configuration that are in two forms, by the tool that sets them
@@ -64,10 +62,10 @@ class PlayTab:
             with gr.Column(elem_classes="desk-controls", min_width=320):
                 self._begin_card()
                 self._configure_card()
-                self._train_card()
                 self._adjust_card()
-                self._finish_card()
-            self._board = Board("desk", NOTHING)
+            with gr.Column(elem_classes="desk-main", min_width=320):
+                self._train_card()
+                self._board = Board("desk", NOTHING)
         self._wire()
 
     # The cards -------------------------------------------------------------------------------
@@ -95,31 +93,28 @@ class PlayTab:
             self._apply = self._button("Apply configuration", "apply", primary=True)
             self._note("configure_training")
 
-    def _train_card(self) -> None:
-        with self._card(3, "Train"):
-            self._run = form.fields("run_epochs")
-            with gr.Row(elem_classes="desk-inline"):
-                self._train = self._button("Train", "train", primary=True)
-                self._stop = self._button("Stop", "stop")
-            self._note("run_epochs")
-
     def _adjust_card(self) -> None:
-        with self._card(4, "Change while training goes on"):
+        with self._card(None, "Change one thing"):
             self._rate = form.fields("adjust_learning_rate")
+            self._rate[0].widget.value = TrainingConfig().learning_rate  # a rate to start from
             self._adjust = self._button("Adjust learning rate", "adjust")
             self._note("adjust_learning_rate")
             self._augmentation = form.fields("toggle_augmentation")
             self._toggle = self._button("Set augmentation", "toggle")
             self._note("toggle_augmentation")
 
-    def _finish_card(self) -> None:
-        with self._card(5, "Look and submit", "Submitting grades the best epoch and ends it all."):
-            with gr.Row(elem_classes="desk-inline"):
+    def _train_card(self) -> None:
+        """Beside the curves: on a phone too, whoever trains sees them."""
+        with self._card(3, "Train, and submit when it is good"):
+            with gr.Row(elem_classes="desk-inline desk-actions"):
+                self._run = form.fields("run_epochs")
+                self._train = self._button("Train", "train", primary=True)
+                self._stop = self._button("Stop", "stop")
                 self._status = self._button("Status", "status")
-                self._submit = self._button("Submit model", "submit", primary=True)
-            self._note("finish")
+                self._submit = self._button("Submit model", "submit")
+            self._note("action")
 
-    def _card(self, number: int, title: str, text: str = "") -> gr.Column:
+    def _card(self, number: int | None, title: str, text: str = "") -> gr.Column:
         card = gr.Column(elem_classes="desk-card")
         with card:
             gr.HTML(cards.step(number, title, text))
@@ -143,7 +138,7 @@ class PlayTab:
         fields = [*self._config, *self._augmentation]
         buttons = [self._apply, self._train, self._stop, self._adjust, self._toggle]
         self._buttons = [*buttons, self._status, self._submit]
-        everything = {
+        everything: Any = {
             self._held,
             self._start,
             *self._buttons,
@@ -166,10 +161,12 @@ class PlayTab:
         on(self._status, self._do_status)
         on(self._submit, self._do_submit)
         self._stop.click(self._do_stop, outputs=[self._stop], **QUIET)
-        self._train.click(None, js=SHOW_BOARD)
 
-    async def _do_begin(self, request: gr.Request, task_id: str, seed: Any) -> Shown:
+    async def _do_begin(self, request: gr.Request, task_id: str, seed: Any) -> AsyncIterator[Shown]:
         visitor = _visitor(request)
+        yield self._said("begin", cards.note(STARTING)) | {
+            self._start: gr.update(interactive=False)
+        }
         seat = self._seats.seat(visitor)
 
         async def begin() -> str:
@@ -177,10 +174,12 @@ class PlayTab:
             return "Started. Next: apply a configuration."
 
         try:
-            return await self._answered("begin", visitor, begin)
+            yield await self._answered("begin", visitor, begin)
         except NoPlace as refusal:
-            return self._said("begin", cards.note(str(refusal), "full")) | self._board.clear(
-                cards.full(str(refusal))
+            yield (
+                self._said("begin", cards.note(str(refusal), "full"))
+                | self._board.clear(cards.full(str(refusal)))
+                | self._enabled(None)
             )
 
     async def _do_configure(self, request: gr.Request, *values: Any) -> Shown:
@@ -196,17 +195,17 @@ class PlayTab:
 
     async def _do_train(self, request: gr.Request, *values: Any) -> AsyncIterator[Shown]:
         visitor = _visitor(request)
-        yield self._said("run_epochs", cards.note("Training: Stop ends it after this epoch."))
+        yield self._said("action", cards.note("Training: Stop ends it after this epoch."))
         try:
             seat = self._seats.require(visitor)
             async for _ in seat.train(form.arguments(self._run, values)):
                 yield self._shown(seat) | {self._held: visitor}
         except ActionError as mistake:
-            yield self._wrong("run_epochs", visitor, mistake)
-        except Exception:
-            yield self._failed("run_epochs", visitor)
+            yield self._wrong("action", visitor, mistake)
+        except Exception as error:
+            yield self._failed("action", visitor, error)
         else:
-            yield await self._answered("run_epochs", visitor, _told_of_last(seat))
+            yield await self._answered("action", visitor, _told_of_last(seat))
 
     async def _do_adjust(self, request: gr.Request, *values: Any) -> Shown:
         given = form.arguments(self._rate, values)
@@ -217,10 +216,10 @@ class PlayTab:
         return await self._call("toggle_augmentation", given, request)
 
     async def _do_status(self, request: gr.Request) -> Shown:
-        return await self._call("get_training_status", {}, request, note="finish")
+        return await self._call("get_training_status", {}, request, note="action")
 
     async def _do_submit(self, request: gr.Request) -> Shown:
-        return await self._call("submit_model", {}, request, note="finish")
+        return await self._call("submit_model", {}, request, note="action")
 
     async def _do_stop(self, request: gr.Request) -> Any:
         seat = self._seats.find(_visitor(request))
@@ -247,12 +246,17 @@ class PlayTab:
             raise
         except ActionError as mistake:
             return self._wrong(note, visitor, mistake)
-        except Exception:
-            return self._failed(note, visitor)
+        except Exception as error:
+            return self._failed(note, visitor, error)
         seat = self._seats.require(visitor)
-        return self._said(note, told) | self._shown(seat) | self._synchronous(note, seat) | {
-            self._held: visitor  # setting it tells that the visitor is not silent
-        }
+        return (
+            self._said(note, told)
+            | self._shown(seat)
+            | self._synchronous(note, seat)
+            | {
+                self._held: visitor  # setting it tells that the visitor is not silent
+            }
+        )
 
     def _wrong(self, note: str, visitor: str, mistake: ActionError) -> Shown:
         said = self._said(note, cards.note(str(mistake), "error"))
@@ -261,8 +265,9 @@ class PlayTab:
             return said | self._board.clear() | self._enabled(None)
         return said | self._enabled(seat)
 
-    def _failed(self, note: str, visitor: str) -> Shown:
-        log.exception("the desk failed in %s", note)
+    def _failed(self, note: str, visitor: str, error: Exception) -> Shown:
+        """Our mistake: the log has it, the page does not."""
+        log.error("the desk failed in %s", note, exc_info=error)
         text = "The server failed at this, and nothing has changed. Its log says why."
         seat = self._seats.find(visitor)
         return self._said(note, cards.note(text, "error")) | self._enabled(seat)
@@ -283,10 +288,8 @@ class PlayTab:
         playing = episode is not None and not episode.done and not training
         can = dict.fromkeys(self._buttons, playing)
         can |= {self._start: not training, self._stop: training, self._status: episode is not None}
-        return {
-            button: gr.update(interactive=on, **({"value": "Stop"} if button is self._stop else {}))
-            for button, on in can.items()
-        }
+        shown = {button: gr.update(interactive=on) for button, on in can.items()}
+        return shown | {self._stop: gr.update(interactive=training, value="Stop")}
 
     def _synchronous(self, tool: str, seat: Seat) -> Shown:
         """What `tool` has set shows in the other forms too, so that using them undoes nothing.

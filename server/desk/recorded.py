@@ -76,9 +76,7 @@ def _moments(record: Record) -> list[Story]:
     training = _Training(opening.status.max_epochs)
     for call, remark in moves:
         before = stories[-1]
-        played = Played(
-            call.tool, call.arguments if call.status else {}, call.status, call.error
-        )
+        played = Played(call.tool, call.arguments if call.status else {}, call.status, call.error)
         stories.append(
             replace(
                 before,
@@ -122,9 +120,7 @@ class _Training:
         self._config: TrainingConfig | None = None
         self._schedule: RunningSchedule | None = None
 
-    def after(
-        self, points: tuple[Point, ...], status: TrainingStatus | None
-    ) -> tuple[Point, ...]:
+    def after(self, points: tuple[Point, ...], status: TrainingStatus | None) -> tuple[Point, ...]:
         """The points once a call has answered `status`."""
         if status is None or status.current_config is None:
             return points
@@ -170,9 +166,7 @@ class _Training:
         )
 
 
-def _of(
-    epoch: int, losses: Sequence[float | None], status: TrainingStatus
-) -> float | None:
+def _of(epoch: int, losses: Sequence[float | None], status: TrainingStatus) -> float | None:
     """The loss of `epoch`, when it is among the last ones that are told."""
     index = epoch - (status.current_epoch - len(losses)) - 1
     return losses[index] if index >= 0 else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ class Seat:
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> TrainingStatus:
         return await self.environment.call_async(tool, arguments)
 
-    async def train(self, arguments: Mapping[str, Any]) -> AsyncIterator[None]:
+    async def train(self, arguments: Mapping[str, Any]) -> AsyncGenerator[None]:
         """Call run_epochs; yields whenever epochs have finished, and ends with its answer.
 
         Whoever abandons the iteration stops the training at its next epoch boundary.

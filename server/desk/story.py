@@ -117,7 +117,7 @@ def eras(points: Sequence[Point], changed_after: frozenset[int]) -> tuple[Era, .
 def _era(points: Sequence[Point]) -> Era:
     first, last = points[0], points[-1]
     rates = words.rates(first.plan.learning_rate, last.plan.learning_rate)
-    label = f"{first.plan.optimizer} {rates}, {words.plan(first.plan)}"
+    label = f"{first.plan.optimizer} at {rates}, {words.plan(first.plan)}"
     return Era(first.epoch, last.epoch, label)
 
 

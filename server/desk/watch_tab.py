@@ -38,7 +38,9 @@ Guests = Callable[[], Sequence[MLTrainerEnvironment]]
 class WatchTab:
     """Makes its components where it is made."""
 
-    def __init__(self, guests: Guests, seats: Seats, tab: gr.Tab, leaving: Sequence[gr.Tab]) -> None:
+    def __init__(
+        self, guests: Guests, seats: Seats, tab: gr.Tab, leaving: Sequence[gr.Tab]
+    ) -> None:
         """`guests()` has every open environment. It looks only while `tab` is selected."""
         self._guests = guests
         self._seats = seats
@@ -75,9 +77,10 @@ class WatchTab:
         if not stories:
             nobody = gr.update(choices=[], value=None, visible=False)
             return self._board.clear() | {self._choice: nobody, self._seen: None}
-        labels = [(_label(story, yours=key == own), key) for key, story in stories.items()]
+        labels = [(_label(key, story, yours=key == own), key) for key, story in stories.items()]
         if chosen not in stories:
-            chosen = next(iter(stories))
+            chosen = next((key for key in stories if key != own), own)
+        assert chosen is not None
         story = stories[chosen]
         mark = (chosen, story.status.current_epoch, len(story.played), story.status.done)
         return self._board.show(story, redraw=mark != seen) | {
@@ -95,7 +98,7 @@ class WatchTab:
         return stories
 
 
-def _label(story: Story, *, yours: bool) -> str:
+def _label(key: str, story: Story, *, yours: bool) -> str:
     status = story.status
     if status.grade:
         where = f"graded {status.grade.score:.3f}"
@@ -103,4 +106,5 @@ def _label(story: Story, *, yours: bool) -> str:
         mark, _ = words.SIGNALS[status.convergence_signal]
         word = status.convergence_signal.replace("_", " ")
         where = f"epoch {status.current_epoch} of {status.max_epochs} · {mark} {word}"
-    return f"{status.task_id} · seed {story.seed} · {where}{' · yours' if yours else ''}"
+    who = "yours" if yours else key[:8]
+    return f"{who} · {status.task_id}, seed {story.seed} · {where}"

@@ -24,10 +24,12 @@ SIGNALS: dict[Signal, tuple[str, str]] = {
 
 
 def percent(share: float | None) -> str:
+    """An accuracy: `93.5%`."""
     return NONE if share is None else f"{share:.1%}"
 
 
 def number(value: float | None, digits: int = 4) -> str:
+    """A loss."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
@@ -42,6 +44,7 @@ def signed(value: float) -> str:
 
 
 def plural(count: int, word: str) -> str:
+    """`1 epoch`, `2 epochs`."""
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
