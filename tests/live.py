@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +25,8 @@ def with_page(*arguments: Any, **options: Any) -> ASGIApp:
     async def inside() -> ASGIApp:
         return build(*arguments, **options)
 
-    return asyncio.run(inside())
+    with ThreadPoolExecutor(1) as thread:  # Playwright's own loop is running in the caller's
+        return thread.submit(lambda: asyncio.run(inside())).result()
 
 
 @contextmanager

@@ -98,7 +98,8 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     packages = {"/".join(name.split(".")) for name in pyproject()["tool"]["setuptools"]["packages"]}
-    data = {"ml_trainer_env/openenv.yaml", "ml_trainer_env/py.typed"}
+    desk = {f"ml_trainer_env/server/desk/desk.{kind}" for kind in ("css", "js")}
+    data = {"ml_trainer_env/openenv.yaml", "ml_trainer_env/py.typed"} | desk
     content = {name for name in names if ".dist-info/" not in name}
     strays = {
         name
@@ -107,7 +108,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     }
     modules = {
         f"ml_trainer_env/{path.relative_to(source).as_posix()}"
-        for folder in (source, source / "server")
+        for folder in (source, source / "server", source / "server" / "desk")
         for path in folder.glob("*.py")
     }
     assert not strays

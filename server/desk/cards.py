@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from itertools import accumulate
@@ -14,7 +15,9 @@ from ml_trainer_env.server.desk.story import Era, Story
 from ml_trainer_env.server.played import Played
 from ml_trainer_env.server.signals import DEFINITIONS
 
+FAULTS = re.compile(r"; (?!got )")  # between the faults of one message: `a: ...; got 11; b: ...`
 TERMS = tuple(RewardTerms.model_fields)
+_SPINNER = '<i class="desk-spin" role="img" aria-label="busy"></i>'
 
 
 def masthead() -> str:
@@ -34,12 +37,12 @@ def step(number: int | None, title: str, text: str = "") -> str:
 
 
 def note(text: str = "", kind: str = "info") -> str:
-    """One message beside the controls that it is about. `kind`: info, good, error or full."""
+    """One message beside the controls that it is about. `kind`: info, busy, good, error or full."""
     if not text:
         return ""
     role = "alert" if kind in ("error", "full") else "status"
-    mark = {"info": "i", "good": "✓", "error": "!", "full": "!"}[kind]
-    lines = text.split("; ") if kind == "error" else [text]  # an error has one for each fault
+    mark = {"info": "i", "busy": _SPINNER, "good": "✓", "error": "!", "full": "!"}[kind]
+    lines = FAULTS.split(text) if kind == "error" else [text]
     faults = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return (
         f'<div class="desk-note desk-{kind}" role="{role}"><b aria-hidden="true">{mark}</b>'
@@ -82,7 +85,7 @@ def summary(story: Story, *, busy: bool = False) -> str:
 def _signal(status: TrainingStatus, *, busy: bool) -> str:
     mark, tone = words.SIGNALS[status.convergence_signal]
     word = status.convergence_signal.replace("_", " ")
-    spinner = '<i class="desk-spin" role="img" aria-label="training"></i>' if busy else ""
+    spinner = _SPINNER if busy else ""
     return (
         f'<div class="desk-signal desk-{tone}"><strong>{spinner}<span aria-hidden="true">{mark}'
         f"</span> {word}</strong><small>{escape(DEFINITIONS[status.convergence_signal])}</small>"

@@ -33,6 +33,8 @@ NOTHING = cards.empty(
 )
 STARTING = "Starting: the first episode after the server's start waits until the data is loaded."
 
+TRAINING = "Training. Stop ends it when the present epoch is over."
+
 _AUGMENTATION = ("augmentation", "augmentation_strength")
 SETS = {  # options of the configuration that are in two forms, by the tool that sets them
     "configure_training": _AUGMENTATION,
@@ -164,7 +166,7 @@ class PlayTab:
 
     async def _do_begin(self, request: gr.Request, task_id: str, seed: Any) -> AsyncIterator[Shown]:
         visitor = _visitor(request)
-        yield self._said("begin", cards.note(STARTING)) | {
+        yield self._said("begin", cards.note(STARTING, "busy")) | {
             self._start: gr.update(interactive=False)
         }
         seat = self._seats.seat(visitor)
@@ -195,7 +197,7 @@ class PlayTab:
 
     async def _do_train(self, request: gr.Request, *values: Any) -> AsyncIterator[Shown]:
         visitor = _visitor(request)
-        yield self._said("action", cards.note("Training: Stop ends it after this epoch."))
+        yield self._said("action", cards.note(TRAINING, "busy"))
         try:
             seat = self._seats.require(visitor)
             async for _ in seat.train(form.arguments(self._run, values)):
