@@ -32,7 +32,8 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-backgroun
 DESKTOP, PHONE = (1280, 1240), (390, 844)
 PLACES = 4
 PATIENCE = 60_000  # milliseconds
-PALETTE = 128  # colours of a picture file
+PALETTE = 255  # colours of a picture file
+SHOW = "element => { element.scrollIntoView(); window.scrollBy(0, -12); }"
 GAP, PAPER = 24, "#d4d4d8"  # between the phones of one picture
 
 
@@ -64,9 +65,11 @@ class Visitor:
         """Train; with `until`, come back once so many epochs of the episode are drawn."""
         self.page.locator("#desk-num-epochs input[type=number]").fill(str(epochs))
         self.page.locator("#desk-num-epochs input[type=number]").blur()
+        calls = self.page.locator("#desk-ledger tbody tr")
+        before = calls.count()
         self.page.click("#desk-train-button")
         if until is None:
-            self.said("action", "Trained")
+            expect(calls).to_have_count(before + 1, timeout=PATIENCE)
         else:
             spent = self.page.locator("#desk-summary [role=progressbar]").first
             while int(spent.get_attribute("aria-valuenow") or 0) < until:
@@ -79,12 +82,9 @@ class Visitor:
         self.page.get_by_role("tab", name=name).click()
 
     def picture(self, top: str = "") -> Image.Image:
-        """What is seen, from the element `top` on."""
+        """What is seen, from the element `top` on, else from the top."""
         self.page.mouse.move(0, 0)
-        if top:
-            self.page.locator(top).evaluate(
-                "element => window.scrollTo(0, element.getBoundingClientRect().top + window.scrollY - 12)"
-            )
+        self.page.locator(top or "body").evaluate(SHOW)
         self.page.wait_for_timeout(700)  # Plotly fits a figure to its place a moment later
         return Image.open(BytesIO(self.page.screenshot()))
 
@@ -93,6 +93,7 @@ class Visitor:
 def visitor(
     browser: Browser, url: str, size: tuple[int, int] = DESKTOP, *, dark: bool = False
 ) -> Iterator[Visitor]:
+    """One more visitor, who leaves at the end of the block."""
     page = browser.new_page(
         viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
     )
@@ -103,18 +104,20 @@ def visitor(
 
 
 def play_and_submit(browser: Browser, url: str) -> None:
+    """In the middle of a training, and graded."""
     with visitor(browser, url) as me:
         me.start("medium_fashion")
         me.configure(learning_rate=0.002, lr_schedule="cosine")
         me.said("configure-training", "onfigured")
         me.train(10)
         me.configure(dropout=0.3, weight_decay=0.01)
+        me.said("configure-training", "dropout=0.3")
         me.page.locator("#desk-enabled label").click()
         me.page.click("#desk-toggle-button")
         me.said("toggle-augmentation", "ugmentation on")
         me.train(20, until=21)
         save(me.picture(), "play")
-        me.said("action", "Trained")
+        expect(me.page.locator("#desk-train-button")).to_be_enabled(timeout=PATIENCE)
         me.train(20)
         me.page.click("#desk-submit-button")
         expect(me.page.locator(".desk-grade")).to_be_visible()
@@ -122,6 +125,7 @@ def play_and_submit(browser: Browser, url: str) -> None:
 
 
 def watch(browser: Browser, url: str) -> None:
+    """An agent's session."""
     with MLTrainerEnv(base_url=url) as agent, visitor(browser, url, dark=True) as me:
         agent.reset(task_id="hard_cifar", seed=1)
         agent.call_tool("configure_training", optimizer="adamw", learning_rate=0.003)
@@ -135,6 +139,7 @@ def watch(browser: Browser, url: str) -> None:
 
 
 def replay(browser: Browser, url: str, folder: Path) -> None:
+    """One record over another."""
     for agent in ("naive", "expert"):
         path = folder / "evaluation" / f"easy_mnist-{agent}-0.jsonl"
         with (
@@ -144,9 +149,11 @@ def replay(browser: Browser, url: str, folder: Path) -> None:
             catalogue.find(agent)(attempt)
     with visitor(browser, url) as me:
         me.tab("Records")
+        expect(me.page.locator("#records-summary")).to_contain_text("No record chosen")
         for box, agent in (("chosen", "expert"), ("other", "naive")):
             me.page.click(f"#records-{box} input")
             me.page.get_by_role("option", name=agent).click()
+            expect(me.page.locator("#records-summary .desk-grade")).to_be_visible()
         expect(me.page.locator("#records-legend")).to_contain_text("dashed")
         for _ in range(3):
             me.page.click("#records-back")
@@ -167,7 +174,7 @@ def phones(browser: Browser, url: str) -> None:
         me.configure(learning_rate=0.003, dropout=0.1)
         me.said("configure-training", "onfigured")
         me.train(10)
-        shown += [me.picture("#desk-summary"), mistake]
+        shown += [me.picture("#desk-curves"), mistake]
         me.page.locator("#desk-new-lr input").fill("10")
         me.page.click("#desk-adjust-button")
         me.said("adjust-learning-rate", "next epoch")
@@ -196,7 +203,11 @@ def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
 def save(picture: Image.Image, name: str) -> None:
     """As a palette PNG: flat colours need no more, and it is a third of the size."""
     path = OUT / f"{name}.png"
-    colours = picture.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    colours = picture.convert("RGB").quantize(
+        PALETTE,
+        Image.Quantize.MAXCOVERAGE,
+        dither=Image.Dither.NONE,  # keeps thin lines' colours
+    )
     colours.save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1024:.0f} kB")
 

@@ -34,7 +34,7 @@ from ml_trainer_env.server.asking import never
 from ml_trainer_env.server.episode import Episode, Situation
 from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.places import Places
-from ml_trainer_env.server.played import Played
+from ml_trainer_env.server.played import REMEMBERED, Played
 from ml_trainer_env.server.reset_options import ResetOptions
 from ml_trainer_env.server.saved import Saved, SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS, Task
@@ -50,7 +50,6 @@ if TYPE_CHECKING:  # importing them for real would load torch
 
 NAME = "ml_trainer_env"
 SPLIT = "train"  # the one split: training and evaluation use the same tasks with other seeds
-REMEMBERED = 4 * MAX_TOOL_CALLS  # calls kept for who watches: all that count, and many refused ones
 
 
 @dataclass(slots=True)
@@ -167,7 +166,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         if run:
             with self._lock:
                 run.steps += 1
-            if name != tools.FREE:  # asked without end, it would push out what counts
+            if name != tools.FREE:  # it would push out what counts
                 run.played.append(Played(name, dict(arguments), status))
         return status
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_trainer_env.models import TrainingStatus
+from ml_trainer_env.models import MAX_TOOL_CALLS, TrainingStatus
+
+REMEMBERED = 4 * MAX_TOOL_CALLS  # calls that are kept: all that count, and many that were refused
 
 
 @dataclass(frozen=True, slots=True)

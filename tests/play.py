@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fakes import FakeRunner, begin
 from openenv.core.env_server.mcp_types import CallToolAction
 
-from ml_trainer_env.models import EpochPlan, TrainingStatus
+from ml_trainer_env.agents import catalogue
+from ml_trainer_env.agents.attempt import Attempt
+from ml_trainer_env.agents.local import LocalSession
+from ml_trainer_env.agents.records import RecordWriter
+from ml_trainer_env.models import EpochPlan, TaskId, TrainingStatus
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import TASKS
@@ -50,3 +55,18 @@ def trained(env: MLTrainerEnvironment, epochs: int = 5, **reset: Any) -> Trainin
     status = call(env, "run_epochs", num_epochs=epochs).status
     assert status is not None
     return status
+
+
+def record(
+    path: Path, agent: str, runner: FakeRunner, task_id: TaskId = "hard_cifar"
+) -> list[MLTrainerEnvironment]:
+    """An attempt of `agent`, recorded at `path`; gives the sessions that it opened."""
+    opened: list[MLTrainerEnvironment] = []
+
+    def connect() -> LocalSession:
+        opened.append(MLTrainerEnvironment(runner, begin))
+        return LocalSession(opened[-1])
+
+    with RecordWriter(path) as writer, Attempt(agent, connect, task_id, 5, [writer]) as attempt:
+        catalogue.find(agent)(attempt)
+    return opened

@@ -1,35 +1,26 @@
-"""The desk without a browser: what it shows of an episode, and who sits where."""
+"""The desk without a browser: what it shows of an episode."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import httpx
+import plotly.graph_objects as go
 import pytest
 from fakes import HIDDEN_TEST_ACCURACY, FakeRunner, begin
-from live import eventually, serving, with_page
+from live import serving, with_page
 from play import call, diverge
 
-from ml_trainer_env.agents import catalogue
-from ml_trainer_env.agents.attempt import Attempt
-from ml_trainer_env.agents.local import LocalSession
-from ml_trainer_env.agents.records import RecordWriter
 from ml_trainer_env.models import TrainingConfig
-from ml_trainer_env.server.desk import cards, curves, form, recorded
-from ml_trainer_env.server.desk.recorded import NoRecord
-from ml_trainer_env.server.desk.seats import Seat, Seats
-from ml_trainer_env.server.desk.story import Point, Story, live
+from ml_trainer_env.server.desk import cards, curves, form
+from ml_trainer_env.server.desk.story import Story, live
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.places import NoPlace, Places
 from ml_trainer_env.server.tools import TOOLS
-from ml_trainer_env.server.validation import ActionError, InvalidArguments
 
 
 def story_of(env: MLTrainerEnvironment) -> Story:
@@ -97,9 +88,14 @@ def trace(figure: Any, name: str) -> Any:
     return next(each for each in figure.data if each.name == name)
 
 
+def drawn(*stories: Story) -> Any:
+    """The figure, as Plotly's own classes understand it: they refuse what it has not."""
+    return go.Figure(curves.figure(*stories))
+
+
 def test_the_curves_have_every_epoch_and_mark_the_best(env: MLTrainerEnvironment) -> None:
     story = played(env, COSINE, RUN)
-    figure = curves.figure(story)
+    figure = drawn(story)
     assert list(trace(figure, "val loss").x) == [1, 2, 3, 4]
     history = env.episode.now.training.history if env.episode else ()
     assert list(trace(figure, "val accuracy").y) == [record.val_accuracy for record in history]
@@ -111,7 +107,7 @@ def test_the_curves_of_a_divergence_show_where(env: MLTrainerEnvironment) -> Non
     played(env, COSINE, RUN)
     assert env.episode is not None
     diverge(env.episode)
-    figure: Any = curves.figure(story_of(env))
+    figure = drawn(story_of(env))
     [line] = [shape for shape in figure.layout.shapes if shape.type == "line"][:1]
     assert line.x0 == 5
     assert trace(figure, "val loss").y[-1] is None
@@ -120,7 +116,7 @@ def test_the_curves_of_a_divergence_show_where(env: MLTrainerEnvironment) -> Non
 
 def test_bands_are_as_wide_as_their_eras(env: MLTrainerEnvironment) -> None:
     story = played(env, COSINE, RUN, ("toggle_augmentation", {"enabled": True}), RUN)
-    figure: Any = curves.figure(story)
+    figure = drawn(story)
     [band] = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert (band.x0, band.x1) == (4.5, 8.5)
     assert "augmentation 0.5" in cards.legend(story)
@@ -128,14 +124,14 @@ def test_bands_are_as_wide_as_their_eras(env: MLTrainerEnvironment) -> None:
 
 def test_a_second_story_is_dashed(env: MLTrainerEnvironment) -> None:
     story = played(env, COSINE, RUN)
-    figure = curves.figure(story, story)
+    figure = drawn(story, story)
     assert trace(figure, "val loss").line.dash is None
     assert trace(figure, "val loss (other)").line.dash is not None
 
 
 def test_curves_without_an_epoch_are_axes_alone(env: MLTrainerEnvironment) -> None:
     env.reset()
-    figure: Any = curves.figure(story_of(env))
+    figure = drawn(story_of(env))
     assert not [each for each in figure.data if each.x]
 
 
@@ -209,217 +205,6 @@ def test_only_what_changed_is_sent() -> None:
     assert isinstance(wanted["warmup_epochs"], int)
 
 
-# Seats ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def places() -> Places[MLTrainerEnvironment]:
-    return Places(2)
-
-
-@pytest.fixture
-def seats(runner: FakeRunner, places: Places[MLTrainerEnvironment]) -> Seats:
-    return Seats(partial(MLTrainerEnvironment, runner, begin, places=places))
-
-
-async def ready(seats: Seats, visitor: str = "me") -> Seat:
-    seat = seats.seat(visitor)
-    await seat.begin("easy_mnist", 0)
-    await seat.call("configure_training", {})
-    return seat
-
-
-def test_a_training_is_seen_epoch_by_epoch(seats: Seats, runner: FakeRunner) -> None:
-    async def watch() -> list[int]:
-        seat = await ready(seats)
-        runner.gate.clear()
-        seen: list[int] = []
-        training = seat.train({"num_epochs": 3})
-        ahead = asyncio.ensure_future(anext(training))
-        await asyncio.to_thread(runner.started.acquire)
-        assert not ahead.done()  # before the first epoch has finished there is nothing to see
-        runner.gate.set()
-        await ahead
-        seen.append(len(story_of(seat.environment).points))
-        seen += [len(story_of(seat.environment).points) async for _ in training]
-        assert not seat.training
-        seen.append(len(story_of(seat.environment).points))
-        return seen
-
-    seen = asyncio.run(watch())
-    assert seen == sorted(seen)
-    assert seen[0] >= 1
-    assert seen[-1] == 3
-
-
-def test_stopping_keeps_what_was_trained(seats: Seats, runner: FakeRunner) -> None:
-    async def stopped() -> Story:
-        seat = await ready(seats)
-        runner.gate.clear()
-        training = seat.train({"num_epochs": 20})
-        ahead = asyncio.ensure_future(anext(training, None))
-        await asyncio.to_thread(runner.started.acquire)
-        seat.stop()
-        runner.gate.set()
-        await ahead
-        async for _ in training:
-            pass
-        return story_of(seat.environment)
-
-    story = asyncio.run(stopped())
-    assert story.status.current_epoch == 1
-    last = story.played[-1].status
-    assert last is not None
-    assert "called off" in last.message
-
-
-def test_whoever_abandons_the_iteration_stops_the_training(
-    seats: Seats, runner: FakeRunner
-) -> None:
-    async def abandon() -> Seat:
-        seat = await ready(seats)
-        training = seat.train({"num_epochs": 20})
-        await anext(training)
-        await training.aclose()
-        return seat
-
-    runner.script = lambda epoch, plan: (1.0 / epoch, 0.5, 0.0)
-    seat = asyncio.run(abandon())
-    assert seat.environment.episode is not None
-    seat.environment.episode.wait_until_idle()
-    assert story_of(seat.environment).status.current_epoch <= 20
-    assert not seat.training
-
-
-def test_a_mistake_is_raised_and_changes_nothing(seats: Seats) -> None:
-    async def wrong() -> Story:
-        seat = await ready(seats)
-        with pytest.raises(InvalidArguments, match="num_epochs: must be a whole number"):
-            async for _ in seat.train({"num_epochs": 21}):
-                pass
-        with pytest.raises(InvalidArguments, match="learning_rate: must be"):
-            await seat.call("configure_training", {"learning_rate": 11})
-        return story_of(seat.environment)
-
-    assert asyncio.run(wrong()).status.current_epoch == 0
-
-
-def test_visitors_have_episodes_of_their_own_within_the_capacity(
-    seats: Seats, places: Places[MLTrainerEnvironment]
-) -> None:
-    async def three() -> None:
-        first, second = await ready(seats, "a"), await ready(seats, "b")
-        await first.call("run_epochs", {"num_epochs": 2})
-        assert story_of(second.environment).status.current_epoch == 0
-        with pytest.raises(NoPlace, match="try again"):
-            await ready(seats, "c")
-        seats.leave("a")
-        assert places.guests() == (second.environment,)
-        await ready(seats, "c")
-
-    asyncio.run(three())
-    assert len(places.guests()) == 2
-
-
-def test_leaving_stops_a_training(seats: Seats, runner: FakeRunner) -> None:
-    async def leave() -> Seat:
-        seat = await ready(seats)
-        runner.gate.clear()
-        training = seat.train({"num_epochs": 20})
-        ahead = asyncio.ensure_future(anext(training, None))
-        await asyncio.to_thread(runner.started.acquire)
-        seats.leave("me")
-        runner.gate.set()
-        with pytest.raises(ActionError, match="closed"):
-            await ahead
-        return seat
-
-    asyncio.run(leave())
-    eventually(lambda: runner.advanced == 1)
-
-
-def test_a_visitor_without_an_episode_is_told_to_start_one(seats: Seats) -> None:
-    with pytest.raises(ActionError, match="start one"):
-        seats.require("stranger")
-    seats.leave("stranger")
-    seats.leave(None)
-
-
-# Records ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path, runner: FakeRunner) -> Path:
-    for agent in ("expert", "reference", "halving"):
-        _record(tmp_path / "night" / f"{agent}.jsonl", agent, runner)
-    return tmp_path
-
-
-def _record(path: Path, agent: str, runner: FakeRunner) -> list[MLTrainerEnvironment]:
-    opened: list[MLTrainerEnvironment] = []
-
-    def connect() -> LocalSession:
-        opened.append(MLTrainerEnvironment(runner, begin))
-        return LocalSession(opened[-1])
-
-    with (
-        RecordWriter(path) as writer,
-        Attempt(agent, connect, "hard_cifar", 5, [writer]) as attempt,
-    ):
-        catalogue.find(agent)(attempt)
-    return opened
-
-
-@pytest.mark.parametrize("agent", ["naive", "expert", "reference"])
-def test_a_replay_knows_what_every_epoch_used(
-    tmp_path: Path, runner: FakeRunner, agent: str
-) -> None:
-    [env] = _record(tmp_path / "one.jsonl", agent, runner)
-    assert env.episode is not None
-    history = env.episode.now.training.history
-    last = recorded.open_record(tmp_path, "one").moments[-1]
-    assert [point.plan for point in last.points] == [record.plan for record in history]
-    for point, known in zip(last.points, map(Point.of, history), strict=True):
-        for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
-            assert getattr(point, name) in (None, getattr(known, name))
-    assert last.points[-1] == Point.of(history[-1])
-    assert last.status.grade is not None
-
-
-def test_a_replay_goes_call_by_call(folder: Path) -> None:
-    moments = recorded.open_record(folder, "night/expert").moments
-    assert [len(story.played) for story in moments] == list(range(len(moments)))
-    assert moments[0].points == ()
-    assert not [story for story in moments[:-1] if story.status.grade]
-
-
-def test_a_replay_of_a_search_follows_the_forks_to_what_was_submitted(folder: Path) -> None:
-    found = recorded.open_record(folder, "night/halving")
-    last = found.moments[-1]
-    assert last.status == next(
-        line.status for line in reversed(found.record.calls) if line.status is not None
-    )
-    assert [point.epoch for point in last.points] == [*range(1, last.status.current_epoch + 1)]
-
-
-def test_records_are_listed_the_newest_first(folder: Path) -> None:
-    assert set(recorded.names(folder)) == {"night/expert", "night/reference", "night/halving"}
-    assert recorded.names(folder / "nowhere") == []
-
-
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "night/../../secret", "night", ""])
-def test_nothing_outside_the_folder_is_opened(folder: Path, name: str) -> None:
-    with pytest.raises(NoRecord, match="one of the list"):
-        recorded.open_record(folder / "night", name)
-
-
-def test_a_broken_record_is_an_error_without_its_path(folder: Path) -> None:
-    (folder / "broken.jsonl").write_text("{}\n")
-    with pytest.raises(NoRecord, match="not a whole record") as refused:
-        recorded.open_record(folder, "broken")
-    assert str(folder) not in str(refused.value)
-
-
 # The page ---------------------------------------------------------------------------------------
 
 
@@ -437,7 +222,7 @@ def test_the_page_is_there_where_it_is_enabled(
 def test_the_server_loads_the_page_only_where_it_is_enabled() -> None:
     script = (
         "import sys, ml_trainer_env.server.app\n"
-        "later = ('ml_trainer_env.server.desk.page', 'plotly', 'torch')\n"
+        "later = ('ml_trainer_env.server.desk.page', 'torch')\n"
         "print([name for name in later if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

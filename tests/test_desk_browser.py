@@ -17,14 +17,11 @@ from typing import Any
 import pytest
 from fakes import FakeRunner, begin
 from live import eventually, serving, with_page
+from play import record
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from real import engine
 
 from ml_trainer_env import MLTrainerEnv
-from ml_trainer_env.agents import catalogue
-from ml_trainer_env.agents.attempt import Attempt
-from ml_trainer_env.agents.local import LocalSession
-from ml_trainer_env.agents.records import RecordWriter
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.places import Places
@@ -232,6 +229,26 @@ def test_a_mistake_is_answered_beside_its_form_and_nothing_is_lost(
     said(page, "configure-training", "onfigured learning_rate=0.01, dropout=0.1")
 
 
+def test_what_one_form_sets_shows_in_the_others_and_what_was_typed_stays(
+    url: str, visit: Callable[..., Page]
+) -> None:
+    page = visit(url)
+    start(page)
+    configure(page)
+    page.fill("#desk-dropout input", "0.4")
+    page.fill("#desk-new-lr input", "0.02")
+    page.click("#desk-adjust-button")
+    said(page, "adjust-learning-rate", "0.02")
+    expect(page.locator("#desk-learning-rate input")).to_have_value("0.02")
+    page.locator("#desk-enabled input").check()
+    page.click("#desk-toggle-button")
+    said(page, "toggle-augmentation", "on, strength 0.5")
+    expect(page.locator("#desk-augmentation input")).to_be_checked()
+    expect(page.locator("#desk-dropout input")).to_have_value("0.4")
+    page.click("#desk-apply-button")
+    said(page, "configure-training", "onfigured dropout=0.4")
+
+
 def test_a_divergence_says_what_to_do(url: str, visit: Callable[..., Page]) -> None:
     page = visit(url)
     start(page)
@@ -348,25 +365,15 @@ def test_a_record_is_replayed_call_by_call_over_another(
     url: str, visit: Callable[..., Page], runner: FakeRunner, tmp_path: Path
 ) -> None:
     for agent in ("naive", "reference"):
-        with (
-            RecordWriter(tmp_path / "night" / f"{agent}.jsonl") as writer,
-            Attempt(
-                agent,
-                lambda: LocalSession(MLTrainerEnvironment(runner, begin)),
-                "easy_mnist",
-                0,
-                [writer],
-            ) as attempt,
-        ):
-            catalogue.find(agent)(attempt)
+        record(tmp_path / "night" / f"{agent}.jsonl", agent, runner)
     page = visit(url)
     tab(page, "Records")
     expect(page.locator("#records-summary")).to_contain_text("No record chosen")
     for box, name in (("chosen", "night/naive"), ("other", "night/reference")):
         page.click(f"#records-{box} input")
         page.get_by_role("option", name=name).click()
+        expect(page.locator("#records-summary .desk-grade")).to_be_visible()
     expect(page.locator("#records-legend")).to_contain_text("dashed")
-    expect(page.locator("#records-summary .desk-grade")).to_be_visible()
     page.click("#records-back")
     expect(page.locator("#records-summary .desk-grade")).to_be_hidden()
     page.click("#records-next")

@@ -8,9 +8,11 @@ A picture is sent only when it would differ, so a page that watches costs the se
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
+from gradio.components.plot import PlotData
 
 from ml_trainer_env.server.desk import cards, curves
 from ml_trainer_env.server.desk.story import Story
@@ -21,11 +23,11 @@ Shown = dict[Any, Any]  # component -> value or update, as Gradio's handlers ret
 class Board:
     """Makes its components where it is made."""
 
-    def __init__(self, name: str, nothing: str) -> None:
-        """`nothing`: the HTML to show while there is no episode."""
+    def __init__(self, name: str, nothing: str, at_first: str | None = None) -> None:
+        """`nothing`: what to show while there is no episode; `at_first`: until that is known."""
         self._nothing = nothing
         with gr.Column(elem_id=f"{name}-board", elem_classes="desk-board", min_width=320):
-            self.top = gr.HTML(nothing, elem_id=f"{name}-summary")
+            self.top = gr.HTML(at_first or nothing, elem_id=f"{name}-summary")
             self.plot = gr.Plot(
                 visible=False,
                 show_label=False,
@@ -51,7 +53,8 @@ class Board:
             self.ledger: cards.ledger(story),
         }
         if redraw:
-            shown[self.plot] = gr.update(value=curves.figure(story, other), visible=True)
+            drawn = PlotData(type="plotly", plot=json.dumps(curves.figure(story, other)))
+            shown[self.plot] = gr.update(value=drawn, visible=True)
             shown[self.legend] = gr.update(value=cards.legend(story, other), visible=True)
         return shown
 

@@ -56,6 +56,11 @@ def empty(title: str, text: str, code: str = "") -> str:
     return f'<div class="desk-empty"><h2>{escape(title)}</h2><p>{escape(text)}</p>{shown}</div>'
 
 
+def looking(what: str) -> str:
+    """The first moment, before the server has answered."""
+    return f'<div class="desk-empty"><p>{_SPINNER} {escape(what)}</p></div>'
+
+
 def full(reason: str) -> str:
     """No place is free."""
     return (
@@ -98,7 +103,7 @@ def _diverged(status: TrainingStatus) -> str:
         return ""
     return note(
         "Training has diverged: the loss exploded, and that epoch is spent. Lower the learning "
-        "rate or change the configuration; training then resumes from the best checkpoint.",
+        "rate or change the configuration: training then resumes from the best checkpoint.",
         "error",
     )
 

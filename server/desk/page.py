@@ -1,6 +1,6 @@
 """The page at /web: OpenEnv asks for it by `builder`, and it replaces OpenEnv's own.
 
-Importing this loads Gradio and Plotly, so it is imported only where the page is enabled.
+Importing this loads Gradio, so it is imported only where the page is enabled.
 """
 
 # gradio leaves most types open:

@@ -35,11 +35,10 @@ STARTING = "Starting: the first episode after the server's start waits until the
 
 TRAINING = "Training. Stop ends it when the present epoch is over."
 
-_AUGMENTATION = ("augmentation", "augmentation_strength")
-SETS = {  # options of the configuration that are in two forms, by the tool that sets them
-    "configure_training": _AUGMENTATION,
-    "adjust_learning_rate": ("learning_rate",),
-    "toggle_augmentation": _AUGMENTATION,
+SETS = {  # arguments of other names than the options of the configuration that they set
+    "new_lr": "learning_rate",
+    "enabled": "augmentation",
+    "strength": "augmentation_strength",
 }
 
 QUIET: dict[str, Any] = {
@@ -294,25 +293,27 @@ class PlayTab:
         return shown | {self._stop: gr.update(interactive=training, value="Stop")}
 
     def _synchronous(self, tool: str, seat: Seat) -> Shown:
-        """What `tool` has set shows in the other forms too, so that using them undoes nothing.
+        """What `tool` has just set shows in the other forms too, so that using them undoes nothing.
 
         The rest of the forms stays as it was typed.
         """
-        config = seat.story.status.current_config if seat.story else None
-        if config is None:
+        played, story = seat.environment.played, seat.story
+        config = story.status.current_config if story else None
+        if config is None or not played or played[-1].tool != tool:
             return {}
-        now, (enabled, strength) = config.model_dump(), self._augmentation
-        shown: Shown = {
-            field.widget: now[field.name]
-            for field in self._config
-            if field.name in SETS.get(tool, ())
+        now, given = config.model_dump(), {_option(name) for name in played[-1].arguments}
+        others = {"configure_training": self._config, "toggle_augmentation": self._augmentation}
+        return {
+            field.widget: now[_option(field.name)]
+            for other, fields in others.items()
+            for field in fields
+            if other != tool and _option(field.name) in given
         }
-        if "augmentation" in SETS.get(tool, ()):
-            shown |= {
-                enabled.widget: config.augmentation,
-                strength.widget: config.augmentation_strength,
-            }
-        return shown
+
+
+def _option(argument: str) -> str:
+    """The option of the configuration that an argument of any tool sets."""
+    return SETS.get(argument, argument)
 
 
 def _told_of_last(seat: Seat) -> Callable[[], Awaitable[str]]:

@@ -49,7 +49,7 @@ class RecordsTab:
             self._play = gr.Button("Play", min_width=80, elem_id="records-play")
         self._timer = gr.Timer(SECONDS_A_STEP, active=False)
         self._note = gr.HTML(elem_id="records-note")
-        self._board = Board("records", NOTHING)
+        self._board = Board("records", NOTHING, cards.looking("Looking for records"))
         self._wire(tab)
 
     def _wire(self, tab: gr.Tab) -> None:

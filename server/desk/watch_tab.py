@@ -54,7 +54,7 @@ class WatchTab:
             elem_id="watch-episodes",
             elem_classes="desk-rows",
         )
-        self._board = Board("watch", NOTHING)
+        self._board = Board("watch", NOTHING, cards.looking("Looking for open episodes"))
         outputs = {self._choice, self._seen, *self._board.components}
         quiet: dict[str, Any] = {
             "inputs": [self._choice, self._seen],

@@ -1,0 +1,70 @@
+"""Replays: a record as the story of its episode, call by call, and nothing but records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import FakeRunner
+from play import record
+
+from ml_trainer_env.server.desk import recorded
+from ml_trainer_env.server.desk.recorded import NoRecord
+from ml_trainer_env.server.desk.story import Point
+
+
+@pytest.fixture
+def folder(tmp_path: Path, runner: FakeRunner) -> Path:
+    for agent in ("expert", "reference", "halving"):
+        record(tmp_path / "night" / f"{agent}.jsonl", agent, runner)
+    return tmp_path
+
+
+@pytest.mark.parametrize("agent", ["naive", "expert", "reference"])
+def test_a_replay_knows_what_every_epoch_used(
+    tmp_path: Path, runner: FakeRunner, agent: str
+) -> None:
+    [env] = record(tmp_path / "one.jsonl", agent, runner)
+    assert env.episode is not None
+    history = env.episode.now.training.history
+    last = recorded.open_record(tmp_path, "one").moments[-1]
+    assert [point.plan for point in last.points] == [record.plan for record in history]
+    for point, known in zip(last.points, map(Point.of, history), strict=True):
+        for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+            assert getattr(point, name) in (None, getattr(known, name))
+    assert last.points[-1] == Point.of(history[-1])
+    assert last.status.grade is not None
+
+
+def test_a_replay_goes_call_by_call(folder: Path) -> None:
+    moments = recorded.open_record(folder, "night/expert").moments
+    assert [len(story.played) for story in moments] == list(range(len(moments)))
+    assert moments[0].points == ()
+    assert not [story for story in moments[:-1] if story.status.grade]
+
+
+def test_a_replay_of_a_search_follows_the_forks_to_what_was_submitted(folder: Path) -> None:
+    found = recorded.open_record(folder, "night/halving")
+    last = found.moments[-1]
+    assert last.status == next(
+        line.status for line in reversed(found.record.calls) if line.status is not None
+    )
+    assert [point.epoch for point in last.points] == [*range(1, last.status.current_epoch + 1)]
+
+
+def test_records_are_listed_the_newest_first(folder: Path) -> None:
+    assert set(recorded.names(folder)) == {"night/expert", "night/reference", "night/halving"}
+    assert recorded.names(folder / "nowhere") == []
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "night/../../secret", "night", ""])
+def test_nothing_outside_the_folder_is_opened(folder: Path, name: str) -> None:
+    with pytest.raises(NoRecord, match="one of the list"):
+        recorded.open_record(folder / "night", name)
+
+
+def test_a_broken_record_is_an_error_without_its_path(folder: Path) -> None:
+    (folder / "broken.jsonl").write_text("{}\n")
+    with pytest.raises(NoRecord, match="not a whole record") as refused:
+        recorded.open_record(folder, "broken")
+    assert str(folder) not in str(refused.value)
