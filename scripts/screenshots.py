@@ -29,7 +29,7 @@ from ml_trainer_env.local_server import LOGS, local_server
 
 OUT = Path(__file__).parents[1] / "docs" / "desk"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-DESKTOP, PHONE = (1280, 1240), (390, 844)
+DESKTOP, PHONE = (1280, 1340), (390, 844)
 PLACES = 4
 PATIENCE = 60_000  # milliseconds
 PALETTE = 255  # colours of a picture file
@@ -152,7 +152,7 @@ def replay(browser: Browser, url: str, folder: Path) -> None:
         expect(me.page.locator("#records-summary")).to_contain_text("No record chosen")
         for box, agent in (("chosen", "expert"), ("other", "naive")):
             me.page.click(f"#records-{box} input")
-            me.page.get_by_role("option", name=agent).click()
+            me.page.get_by_role("option", name=agent).last.click()  # an earlier list fades out
             expect(me.page.locator("#records-summary .desk-grade")).to_be_visible()
         expect(me.page.locator("#records-legend")).to_contain_text("dashed")
         for _ in range(3):

@@ -91,6 +91,20 @@ class FakeRunner:
         return HIDDEN_TEST_ACCURACY
 
 
+class Steps:
+    """A script of epochs that wait until they are let go, one by one."""
+
+    def __init__(self) -> None:
+        self._let_go = threading.Semaphore(0)
+
+    def __call__(self, epoch: int, plan: EpochPlan) -> Metrics:
+        assert self._let_go.acquire(timeout=60), "the test never let the epoch go"
+        return 2.0 / (epoch + 1), 1 - 0.6 / (epoch + 1), 0.02
+
+    def let_go(self, epochs: int = 1) -> None:
+        self._let_go.release(epochs)
+
+
 def _record(epoch: int, plan: EpochPlan, metrics: Metrics | None) -> EpochRecord:
     loss, accuracy, gap = metrics or (None, None, None)
     clean = None if accuracy is None or gap is None else accuracy + gap

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner, Steps, begin
 from live import eventually, serving, with_page
 from play import record
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from real import engine
 
 from ml_trainer_env import MLTrainerEnv
-from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.settings import Settings
@@ -38,20 +37,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),  # in Gradio's statistics
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
 ]
-
-
-class Steps:
-    """A script of epochs that wait until they are let go, one by one."""
-
-    def __init__(self) -> None:
-        self._let_go = threading.Semaphore(0)
-
-    def __call__(self, epoch: int, plan: EpochPlan) -> tuple[float, float, float]:
-        assert self._let_go.acquire(timeout=60), "the test never let the epoch go"
-        return 2.0 / (epoch + 1), 1 - 0.6 / (epoch + 1), 0.02
-
-    def let_go(self, epochs: int = 1) -> None:
-        self._let_go.release(epochs)
 
 
 @pytest.fixture
@@ -343,21 +328,16 @@ def test_a_training_goes_on_behind_another_tab(
 
 
 def test_a_lost_server_is_told(
-    places: Places[MLTrainerEnvironment],
-    runner: FakeRunner,
-    browser: Browser,
-    monkeypatch: pytest.MonkeyPatch,
+    runner: FakeRunner, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENABLE_WEB_INTERFACE", "true")
-    made = partial(MLTrainerEnvironment, runner, begin, places=places)
     page = browser.new_page()
-    with serving(with_page(made, Settings(), places=places)) as url:
+    with serving(with_page(partial(MLTrainerEnvironment, runner, begin), Settings())) as url:
         page.goto(f"{url}/web/")
         expect(page.locator("#desk-start-button")).to_be_visible(timeout=PATIENCE)
         expect(page.locator("#desk-lost")).to_be_hidden()
-    expect(page.locator("#desk-lost")).to_contain_text(
-        "connection to the server is lost", timeout=PATIENCE
-    )
+    lost = page.locator("#desk-lost")
+    expect(lost).to_contain_text("connection to the server is lost", timeout=PATIENCE)
     page.close()
 
 
@@ -371,7 +351,7 @@ def test_a_record_is_replayed_call_by_call_over_another(
     expect(page.locator("#records-summary")).to_contain_text("No record chosen")
     for box, name in (("chosen", "night/naive"), ("other", "night/reference")):
         page.click(f"#records-{box} input")
-        page.get_by_role("option", name=name).click()
+        page.get_by_role("option", name=name).last.click()  # an earlier list fades out
         expect(page.locator("#records-summary .desk-grade")).to_be_visible()
     expect(page.locator("#records-legend")).to_contain_text("dashed")
     page.click("#records-back")
