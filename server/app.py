@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gradio import Blocks
 
 TITLE = "ML Training Optimizer"
+SHARED = ("/web/reset", "/web/step", "/web/state", "/ws/ui")
 
 # OpenEnv's reaper measures from the end of the last step, so a step in progress counts as silence.
 # `Connections` closes silent WebSockets to the second; the reaper, for sessions opened over HTTP,
@@ -78,6 +79,7 @@ def build(
         show_default_tab=False,  # OpenEnv's own page has one environment for all its visitors
         title_override=TITLE,
     )
+    _remove_shared_environment(app)
     _add_standard_mcp(app, environment, settings)
     app.add_middleware(Connections, idle_timeout=timeout)
     app.add_middleware(Guard, token=settings.token, origins=settings.origins)  # outermost
@@ -95,6 +97,13 @@ def _made(environment: Callable[[], MLTrainerEnvironment]) -> MLTrainerEnvironme
 async def _explain(_: Request, error: Exception) -> JSONResponse:
     """The answer to a mistake over plain HTTP, where OpenEnv has none of its own."""
     return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+def _remove_shared_environment(app: FastAPI) -> None:
+    """OpenEnv's page has routes to one environment for all, which would keep a place for ever."""
+    app.router.routes[:] = [
+        route for route in app.router.routes if getattr(route, "path", None) not in SHARED
+    ]
 
 
 def _add_standard_mcp(

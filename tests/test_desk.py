@@ -215,6 +215,8 @@ def test_the_page_is_there_where_it_is_enabled(
     monkeypatch.setenv("ENABLE_WEB_INTERFACE", "true")
     with serving(with_page(partial(MLTrainerEnvironment, runner, begin))) as enabled:
         page = httpx.get(f"{enabled}/web/")
+        for path in ("reset", "step"):  # OpenEnv's, to one environment that all visitors share
+            assert httpx.post(f"{enabled}/web/{path}", json={}).status_code in (404, 405)
         assert page.status_code == 200
         assert "ML Training Optimizer" in page.text
 
