@@ -32,11 +32,16 @@ from ml_trainer_env.server.shared_data import SharedData, nameless_file, share
 from ml_trainer_env.server.trainer import TrainingState
 
 ATTEMPTS = 3  # at one epoch: one that kills every worker, say for memory, must not do so for ever
+STARTS = 10  # of a worker that ends before it can take an epoch, which is not the epoch's fault
 PATIENCE = 10.0  # seconds that a worker gets to end
 
 
 class WorkerLost(RuntimeError):
     """Every worker that tried this epoch was killed."""
+
+
+class NeverStarted(EOFError):
+    """The process ended before it could take anything."""
 
 
 class WorkerFailed(RuntimeError):
@@ -107,18 +112,25 @@ class PoolRunner:
         body = state_bytes.pack(state)
         with self._cores.lend(asker) as threads:
             head = {"plan": plan, "threads": threads, "dataset": dataset}
-            for _ in range(ATTEMPTS):
-                try:
-                    with self._worker() as worker:
-                        answer = worker.answer(head, body, data)
-                    break
-                except EOFError:
-                    continue
-            else:
-                raise WorkerLost(f"{ATTEMPTS} workers in a row were killed at one epoch")
+            answer = self._answer(head, body, data)
         if "error" in answer.head:
             raise WorkerFailed(answer.head["error"])
         return answer
+
+    def _answer(self, head: dict[str, Any], body: bytes, data: SharedData) -> Message:
+        """Of the first worker that lives to give one. Raises `WorkerLost`."""
+        killed = unstarted = 0
+        while killed < ATTEMPTS and unstarted < STARTS:
+            try:
+                with self._worker() as worker:
+                    return worker.answer(head, body, data)
+            except NeverStarted:
+                unstarted += 1
+            except EOFError:
+                killed += 1
+        raise WorkerLost(
+            f"{killed} workers were killed at one epoch, {unstarted} before they began"
+        )
 
     @contextmanager
     def _worker(self) -> Iterator[_Worker]:
@@ -177,13 +189,25 @@ class _Worker:
             )
             self._channel = Channel(ours, os.dup(memory.fileno()))
         self._has: set[str] = set()  # data sets
+        self._started = False
 
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def wait_until_started(self) -> None:
+        """Raises `NeverStarted`."""
+        if self._started:
+            return
+        try:
+            self._channel.receive()
+        except EOFError:
+            raise NeverStarted from None
+        self._started = True
+
     def answer(self, head: dict[str, Any], body: bytes, data: SharedData) -> Message:
         """Raises `EOFError` when the process ends before it has answered."""
+        self.wait_until_started()
         name = head["dataset"]
         try:
             if name in self._has:

@@ -25,6 +25,7 @@ def main(descriptor: int, memory: int) -> None:
     """Work until the other end closes."""
     trainer.configure_process()
     channel = Channel(socket.socket(fileno=descriptor), memory)
+    channel.send({"started": True})
     jobs: SimpleQueue[Message] = SimpleQueue()
     threading.Thread(target=_read, args=(channel, jobs), daemon=True).start()
     while True:

@@ -184,21 +184,25 @@ def test_idle_workers_that_died_are_replaced(
     assert value(shared_pool.advance(state, PLAN)) == value(inline(monkeypatch, state, PLAN))
 
 
+@pytest.mark.parametrize("started", [True, False])
 def test_an_epoch_that_kills_every_worker_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, pool: PoolRunner
+    monkeypatch: pytest.MonkeyPatch, pool: PoolRunner, started: bool
 ) -> None:
+    """A worker that is killed while it starts says little about the epoch."""
     answer = pools._Worker.answer
     tried: list[int] = []
 
     def killed(worker: Any, *job: Any) -> Any:
         tried.append(worker.process.pid)
+        if started:
+            worker.wait_until_started()
         worker.process.kill()
         return answer(worker, *job)
 
     monkeypatch.setattr(pools._Worker, "answer", killed)
     with pytest.raises(WorkerLost):
         pool.advance(begin("easy_mnist", 0), PLAN)
-    assert len(set(tried)) == pools.ATTEMPTS
+    assert len(set(tried)) == (pools.ATTEMPTS if started else pools.STARTS)
     assert not any(map(running, tried))
 
 

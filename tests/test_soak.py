@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,17 +14,19 @@ from openenv.core.env_server.mcp_types import CallToolAction
 from states import small
 
 from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
-from ml_trainer_env.models import TASK_IDS, TrainingStatus
+from ml_trainer_env.models import TASK_IDS, EpochPlan, TrainingStatus
 from ml_trainer_env.server import trainer
+from ml_trainer_env.server.asking import Asker
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.pool import PoolRunner
 from ml_trainer_env.server.runner import InlineRunner, Runner
 from ml_trainer_env.server.saved import SavedEpisodes
 from ml_trainer_env.server.sharing import SharingRunner
 from ml_trainer_env.server.snapshots import Snapshots
+from ml_trainer_env.server.trainer import TrainingState
 
 SESSIONS = 24
-EVERY = 0.5  # seconds between two kills
+EVERY = 8  # epochs between two kills
 
 
 def moves(number: int) -> list[Any]:
@@ -53,27 +54,29 @@ def play(number: int, runner: Runner, vanish_after: int | None = None) -> Traini
     return status
 
 
-@contextmanager
-def killing(pool: PoolRunner, chance: random.Random) -> Iterator[list[int]]:
-    """Kill one of the pool's workers, busy or idle, again and again."""
-    killed: list[int] = []
-    over = threading.Event()
+class KilledPool(PoolRunner):
+    """Kills one of its workers, busy or idle, for every so many epochs that it has trained.
 
-    def work() -> None:
-        while not over.wait(EVERY):
-            alive = [process for process in pool.processes() if process.poll() is None]
+    By epochs and not by the clock: on a busy machine a worker needs longer to start than between
+    two kills, and none would ever train.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(threads=2, cores=2, load=small)
+        self.killed = 0
+        self._chance = chance
+        self._epochs = itertools.count(1)
+
+    def advance(
+        self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
+    ) -> TrainingState:
+        after = super().advance(state, plan, asker)
+        if next(self._epochs) % EVERY == 0:
+            alive = [process for process in self.processes() if process.poll() is None]
             if alive:
-                victim = chance.choice(alive)
-                victim.kill()
-                killed.append(victim.pid)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
+                self._chance.choice(alive).kill()
+                self.killed += 1
+        return after
 
 
 @cache
@@ -86,15 +89,15 @@ def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.Monk
     chance = random.Random(1)
     monkeypatch.setattr(trainer, "resident", small)
     vanishing = {number: chance.randrange(6) for number in range(0, SESSIONS, 5)}
-    pool = PoolRunner(threads=2, cores=2, load=small)
+    pool = KilledPool(chance)
     runner = SharingRunner(pool, Snapshots(20 * 2**20), verify=0.1)
 
     def session(number: int) -> TrainingStatus | None:
         return play(number, runner, vanishing.get(number))
 
-    with killing(pool, chance) as killed, ThreadPoolExecutor(SESSIONS) as threads:
+    with ThreadPoolExecutor(SESSIONS) as threads:
         ended = list(threads.map(session, range(SESSIONS)))
-    assert len(killed) >= 3
+    assert pool.killed >= 3
     assert [number for number, status in enumerate(ended) if status is None] == list(vanishing)
     for number, status in enumerate(ended):
         if status is not None:
