@@ -18,7 +18,6 @@ import random
 import signal
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,7 +29,7 @@ from rich.console import Console
 
 from ml_trainer_env.agents.session import CONNECTION_ERRORS
 from ml_trainer_env.benchmarks.crowd import Crowd, run
-from ml_trainer_env.benchmarks.timing import seconds_of
+from ml_trainer_env.benchmarks.watcher import Watcher, children, server_of, watching
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import local_server
 from ml_trainer_env.models import TASK_IDS, TaskId
@@ -41,6 +40,7 @@ LOG = Path("outputs") / "logs" / "soak-server.log"
 KILL_EVERY = 20.0  # seconds
 VANISHING = 0.2  # share of the episodes whose client vanishes
 REFUSED = "CAPACITY_REACHED"  # OpenEnv's code when all places are taken
+ARRIVAL = 5.0  # seconds in which all clients come at once to a server that has just started
 SETTLE = 30.0  # seconds that the server gets to notice the last ones
 FLAT = 1.05  # memory of the last third over that of the middle one
 EPOCHS: dict[TaskId, int] = {"easy_mnist": 6, "medium_fashion": 2, "hard_cifar": 1}
@@ -88,8 +88,6 @@ class Soak:
         self.url, self.chance = url, chance
         self.scores: list[tuple[Script, float]] = []
         self.vanished = self.killed = self.refused = 0
-        self.memory: list[float] = []  # MB of server and workers, second by second
-        self.health: list[float] = []  # seconds that `/health` took, second by second
 
     async def client(self, plan: Sequence[Script], until: float) -> None:
         """Play one episode after another, each in a session of its own."""
@@ -138,51 +136,12 @@ class Soak:
                 os.kill(self.chance.choice(workers), signal.SIGKILL)
                 self.killed += 1
 
-    def watch(self, over: threading.Event) -> None:
-        """In a thread of its own, so that the clients' own work is not measured."""
-        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as http:
-            while not over.wait(1):
-                self.health.append(seconds_of(lambda: http.get("/health").raise_for_status()))
-                server = server_of(self.url)
-                self.memory.append(sum(map(megabytes, [server, *children(server)])))
-
     async def run(self, sessions: int, seconds: float, kill_every: float) -> None:
         until = time.monotonic() + seconds
         killer = asyncio.create_task(self.killer(kill_every))
-        over = threading.Event()
-        watching = asyncio.create_task(asyncio.to_thread(self.watch, over))
         plan = scripts()
         await asyncio.gather(*(self.client(plan, until) for _ in range(sessions)))
-        over.set()
-        await watching
         killer.cancel()
-
-
-def server_of(url: str) -> int:
-    """The process that serves `url`."""
-    port = url.rpartition(":")[2]
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if f"--port\0{port}\0" in file.read_text(encoding="utf-8"):
-                return int(file.parent.name)
-    raise RuntimeError("the server is gone")
-
-
-def children(pid: int) -> list[int]:
-    text = ""
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            text += file.read_text(encoding="utf-8")
-    return [int(child) for child in text.split()]
-
-
-def megabytes(pid: int) -> float:
-    """Memory of its own; what it shares with others is counted once, by its share."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
 
 
 def places_taken(url: str, sessions: int) -> int:
@@ -198,11 +157,13 @@ def places_taken(url: str, sessions: int) -> int:
     return sessions - free
 
 
-def judge(soak: Soak, taken: int, expected: dict[Script, float]) -> dict[str, Any]:
+def judge(soak: Soak, seen: Watcher, taken: int, expected: dict[Script, float]) -> dict[str, Any]:
     wrong = [script for script, score in soak.scores if score != expected[script]]
-    third = len(soak.memory) // 3
-    middle = statistics.median(soak.memory[third : 2 * third])
-    last = statistics.median(soak.memory[2 * third :])
+    third = len(seen.memory) // 3
+    middle = statistics.median(seen.memory[third : 2 * third])
+    last = statistics.median(seen.memory[2 * third :])
+    arrival = [1000 * took for since, took in seen.health if since < ARRIVAL]
+    health = [1000 * took for since, took in seen.health if since >= ARRIVAL]
     return {
         "episodes": len(soak.scores),
         "different_scores": len(wrong),
@@ -211,11 +172,13 @@ def judge(soak: Soak, taken: int, expected: dict[Script, float]) -> dict[str, An
         "refused": soak.refused,
         "places_taken": taken,
         "health_ms": {
-            "median": 1000 * statistics.median(soak.health),
-            "p99": 1000 * statistics.quantiles(soak.health, n=100)[98],
-            "max": 1000 * max(soak.health),
+            "requests": len(health),
+            "median": statistics.median(health),
+            "p99": statistics.quantiles(health, n=100)[98],
+            "max": max(health),
+            "max_while_all_arrive": max(arrival),
         },
-        "memory_mb": {"middle": round(middle), "last": round(last), "peak": max(soak.memory)},
+        "memory_mb": {"middle": round(middle), "last": round(last), "peak": max(seen.memory)},
         "passed": bool(soak.scores) and not wrong and not taken and last <= FLAT * middle,
     }
 
@@ -238,10 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = {script: alone(script) for script in scripts()}
     with local_server(LOG) as url, console.status(f"{options.sessions} clients, see {LOG}"):
         soak = Soak(url, random.Random(0))
-        asyncio.run(soak.run(options.sessions, 60 * options.minutes, options.kill_every))
+        with watching(url) as seen:
+            asyncio.run(soak.run(options.sessions, 60 * options.minutes, options.kill_every))
         # A client that has just vanished has a place until the server has noticed.
         taken = places_taken(url, options.sessions)
-    found = judge(soak, taken, expected)
+    found = judge(soak, seen, taken, expected)
     print(json.dumps(found))
     return 0 if found["passed"] else 1
 

@@ -2,8 +2,8 @@
 
 `uvicorn server.app:app`, `uvicorn ml_trainer_env.server.app:app`, `python -m
 ml_trainer_env.server.app` and the script `server` are the same. Importing starts nothing and loads
-no torch. Starting it answers `/health` at once, while torch and the data are loaded, and fetched if
-need be, beside it. The knobs are in `server/settings.py`.
+no torch. Starting it loads torch and then answers `/health`, while the data is loaded, and fetched
+if need be, beside it. The knobs are in `server/settings.py`.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ GRACE = 10  # seconds that uvicorn leaves requests in progress when it is told t
 def build(
     environment: Callable[[], MLTrainerEnvironment] = MLTrainerEnvironment,
     settings: Settings | None = None,
+    load: Callable[[], None] | None = None,
     warm_up: Callable[[], None] | None = None,
     places: Places[MLTrainerEnvironment] | None = None,
 ) -> FastAPI:
-    """The application: a fresh `environment()` for every session, `warm_up()` beside the start.
+    """The application: a fresh `environment()` for every session.
 
+    `load()` comes before the server listens, `warm_up()` runs beside its first requests.
     `places` is where those environments are counted, and where the page finds whom to watch.
     """
     settings = settings or current()
@@ -84,6 +86,8 @@ def build(
     app.add_middleware(Connections, idle_timeout=timeout)
     app.add_middleware(Guard, token=settings.token, origins=settings.origins)  # outermost
     app.add_exception_handler(ActionError, _explain)
+    if load is not None:
+        _run_within(app, partial(_first, load))
     if warm_up is not None:
         _run_within(app, partial(_beside, warm_up))
     return app
@@ -129,6 +133,13 @@ def _run_within(app: FastAPI, context: Callable[[], AbstractAsyncContextManager[
 
 
 @asynccontextmanager
+async def _first(work: Callable[[], None]) -> AsyncIterator[None]:
+    """`work()`, while nobody can ask for anything yet."""
+    work()
+    yield
+
+
+@asynccontextmanager
 async def _beside(work: Callable[[], None]) -> AsyncIterator[None]:
     """`work()` in a thread beside the block."""
     task = asyncio.create_task(asyncio.to_thread(work))
@@ -136,13 +147,19 @@ async def _beside(work: Callable[[], None]) -> AsyncIterator[None]:
     task.cancel()
 
 
+def load() -> None:
+    """Load torch, whose import would hold the event loop up."""
+    process.load(workers=current().runner == "pool")
+
+
 def prepare() -> None:
-    """Load torch and the three data sets, in the workers too where there are any."""
+    """Load the three data sets, in the workers too where there are any."""
     process.prepare(workers=current().runner == "pool")
 
 
 app = build(
     partial(MLTrainerEnvironment, find_runner=process.server_runner, places=process.places()),
+    load=load,
     warm_up=prepare,
     places=process.places(),
 )

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import signal
 import threading
-from functools import partial
 
 from anyio import create_memory_object_stream, create_task_group
 from fastmcp import FastMCP
@@ -42,13 +41,18 @@ async def serve(server: FastMCP) -> None:
         await low_level.run(messages, answers, low_level.create_initialization_options())
 
 
+def _prepare() -> None:
+    process.load(workers=False)
+    process.prepare(workers=False)
+
+
 def main() -> None:
     """Serve until the client goes away."""
     logging.basicConfig(level=logging.WARNING)  # standard error
     # Python's own answer to Ctrl-C would wait for the next line of standard input.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Beside the start: the client is answered at once, and its first training waits for the rest.
-    threading.Thread(target=partial(process.prepare, workers=False), daemon=True).start()
+    threading.Thread(target=_prepare, daemon=True).start()
     asyncio.run(serve(mcp_server(MLTrainerEnvironment)))
 
 

@@ -6,6 +6,7 @@ process; both share epochs between their sessions.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -88,17 +89,26 @@ def server_runner() -> Runner:
     return shared(pool(), chosen) if chosen.runner == "pool" else inline_runner()
 
 
-def prepare(*, workers: bool) -> None:
-    """Load torch and the three data sets, fetching what is missing; failures go to the log.
-
-    `workers`: those of the pool too.
-    """
-    from ml_trainer_env.server import datasets, malloc, trainer
+def load(*, workers: bool) -> None:
+    """Load torch and the engine. `workers`: training is left to those of the pool."""
+    from ml_trainer_env.server import malloc, pool, sharing, trainer  # noqa: F401
 
     if workers:
         malloc.return_freed()
     else:
         trainer.configure_process()
+    # What is loaded stays. A full collection that goes through it holds everybody up for 0.3 s.
+    gc.collect()
+    gc.freeze()
+
+
+def prepare(*, workers: bool) -> None:
+    """Load the three data sets, fetching what is missing; failures go to the log.
+
+    `workers`: start those of the pool, too, with the same data.
+    """
+    from ml_trainer_env.server import datasets, trainer
+
     try:
         trainer.engine_fingerprint(settings.current().precision)  # refuses what cannot be done here
         if workers:
