@@ -109,21 +109,24 @@ class PoolRunner:
         """The answer of a worker; a plan of None grades."""
         dataset = state.workload.dataset
         data = self._shared(dataset)
-        body = state_bytes.pack(state)
+        # Before a core is lent, unless a worker seems to have the state.
+        body = b"" if self._is_held(state) else state_bytes.pack(state)
         with self._cores.lend(asker) as threads:
             head = {"plan": plan, "threads": threads, "dataset": dataset}
-            answer = self._answer(head, body, data)
+            answer = self._answer(head, state, body, data)
         if "error" in answer.head:
             raise WorkerFailed(answer.head["error"])
         return answer
 
-    def _answer(self, head: dict[str, Any], body: bytes, data: SharedData) -> Message:
+    def _answer(
+        self, head: dict[str, Any], state: TrainingState, body: bytes, data: SharedData
+    ) -> Message:
         """Of the first worker that lives to give one. Raises `WorkerLost`."""
         killed = unstarted = 0
         while killed < ATTEMPTS and unstarted < STARTS:
             try:
-                with self._worker() as worker:
-                    return worker.answer(head, body, data)
+                with self._worker(state) as worker:
+                    return worker.answer(head, state, body, data)
             except NeverStarted:
                 unstarted += 1
             except EOFError:
@@ -133,11 +136,15 @@ class PoolRunner:
         )
 
     @contextmanager
-    def _worker(self) -> Iterator[_Worker]:
-        """A worker to oneself. One that is lost takes the idle ones that died with it along."""
+    def _worker(self, state: TrainingState) -> Iterator[_Worker]:
+        """A worker to oneself, by preference one that holds `state`.
+
+        One that is lost takes the idle ones that died with it along.
+        """
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed")
+            self._idle.sort(key=lambda idle: idle.holds == state.key)
             worker = self._idle.pop() if self._idle else _Worker()
             self._busy.add(worker)
         try:
@@ -157,6 +164,10 @@ class PoolRunner:
                 self._idle.append(worker)
                 return
         worker.close()
+
+    def _is_held(self, state: TrainingState) -> bool:
+        with self._lock:
+            return any(worker.holds == state.key for worker in self._idle)
 
     @property
     def _missing(self) -> int:
@@ -188,6 +199,7 @@ class _Worker:
                 start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
             )
             self._channel = Channel(ours, os.dup(memory.fileno()))
+        self.holds: str | None = None  # the key of the state that it has
         self._has: set[str] = set()  # data sets
         self._started = False
 
@@ -205,10 +217,19 @@ class _Worker:
             raise NeverStarted from None
         self._started = True
 
-    def answer(self, head: dict[str, Any], body: bytes, data: SharedData) -> Message:
-        """Raises `EOFError` when the process ends before it has answered."""
+    def answer(
+        self, head: dict[str, Any], state: TrainingState, body: bytes, data: SharedData
+    ) -> Message:
+        """`body`: the state as bytes, or nothing, to be made when it is needed.
+
+        Raises `EOFError` when the process ends before it has answered.
+        """
         self.wait_until_started()
         name = head["dataset"]
+        if self.holds == state.key:
+            body = b""
+        elif not body:
+            body = state_bytes.pack(state)
         try:
             if name in self._has:
                 self._channel.send(head, body)
@@ -218,7 +239,9 @@ class _Worker:
                 self._has.add(name)
         except OSError as error:
             raise EOFError from error
-        return self._channel.receive()
+        answer = self._channel.receive()
+        self.holds = answer.head["holds"]
+        return answer
 
     def close(self) -> None:
         """The process ends when its socket does, and is waited for."""

@@ -1,6 +1,7 @@
 """A process that trains: `python -m ml_trainer_env.server.worker SOCKET MEMORY`, for the pool.
 
-It takes a job at a time from its socket and answers it. When the process at the other end is gone,
+It takes a job at a time from its socket and answers it, and holds on to the state that came of the
+last one: whoever goes on from there need not send it. When the process at the other end is gone,
 even by SIGKILL, it ends at once, in the middle of an epoch too.
 """
 
@@ -11,6 +12,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from functools import cache
 from queue import SimpleQueue
 
@@ -19,21 +21,22 @@ from ml_trainer_env.server import resident, state_bytes, trainer
 from ml_trainer_env.server.channel import Channel, Message
 from ml_trainer_env.server.shared_data import Place, attach
 from ml_trainer_env.server.team import Team
+from ml_trainer_env.server.trainer import TrainingState
 
 
 def main(descriptor: int, memory: int) -> None:
     """Work until the other end closes."""
     trainer.configure_process()
     channel = Channel(socket.socket(fileno=descriptor), memory)
-    channel.send({"started": True})
     jobs: SimpleQueue[Message] = SimpleQueue()
+    with suppress(OSError):  # nobody is left to be told, and _read ends the process
+        channel.send({"started": True})
     threading.Thread(target=_read, args=(channel, jobs), daemon=True).start()
+    held: TrainingState | None = None
     while True:
-        job = jobs.get()
-        try:
-            channel.send(*_answer(job))
-        except OSError:  # nobody is left to be told; _read ends the process
-            continue
+        head, body, held = _answer(jobs.get(), held)
+        with suppress(OSError):  # as above
+            channel.send(head, body)
 
 
 def _read(channel: Channel, jobs: SimpleQueue[Message]) -> None:
@@ -45,17 +48,22 @@ def _read(channel: Channel, jobs: SimpleQueue[Message]) -> None:
         os._exit(0)
 
 
-def _answer(job: Message) -> tuple[dict[str, object], bytes]:
+def _answer(
+    job: Message, held: TrainingState | None
+) -> tuple[dict[str, object], bytes, TrainingState | None]:
+    """The answer, and the state that is held from here on; a job without a state is on `held`."""
     try:
         _adopt_data(job)
-        state, team = state_bytes.unpack(job.body), _team(job.head["threads"])
-        plan = job.head["plan"]
+        state = state_bytes.unpack(job.body) if job.body else held
+        assert state is not None
+        plan, team = job.head["plan"], _team(job.head["threads"])
         if plan is None:
-            return {"test_accuracy": trainer.test_accuracy(state, team)}, b""
+            accuracy = trainer.test_accuracy(state, team)
+            return {"test_accuracy": accuracy, "holds": state.key}, b"", state
         after = trainer.advance(state, EpochPlan.model_validate(plan), team)
-        return {}, state_bytes.pack(after)
+        return {"holds": after.key}, state_bytes.pack(after), after
     except Exception:
-        return {"error": traceback.format_exc()}, b""
+        return {"error": traceback.format_exc(), "holds": None}, b"", None
 
 
 def _adopt_data(job: Message) -> None:

@@ -18,7 +18,7 @@ from live import eventually
 from states import PLAN, begin, plan, small, value
 
 from ml_trainer_env.server import pool as pools
-from ml_trainer_env.server import trainer
+from ml_trainer_env.server import state_bytes, trainer
 from ml_trainer_env.server.asking import Asker, CalledOff
 from ml_trainer_env.server.datasets import DatasetUnavailable
 from ml_trainer_env.server.pool import PoolRunner, WorkerFailed, WorkerLost
@@ -113,6 +113,53 @@ def test_a_checkpoint_that_stays_the_best_is_kept_once(
         if after.best == state.best:
             assert after.best_checkpoint is state.best_checkpoint
         state = after
+
+
+# A worker holds on to the state that it made last ---------------------------------------------
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the states that were made into bytes for a worker."""
+    keys: list[str] = []
+    pack = state_bytes.pack
+
+    def noted(state: TrainingState) -> bytes:
+        keys.append(state.key)
+        return pack(state)
+
+    monkeypatch.setattr(state_bytes, "pack", noted)
+    return keys
+
+
+def test_a_training_that_goes_on_sends_its_state_once(pool: PoolRunner, sent: list[str]) -> None:
+    start = state = begin("hard_cifar", 0)
+    for _ in range(3):
+        state = pool.advance(state, PLAN)
+    pool.test_accuracy(state)
+    pool.advance(state, PLAN)
+    assert sent == [start.key]
+
+
+def test_what_another_training_pushed_out_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch, pool: PoolRunner, sent: list[str]
+) -> None:
+    starts = [begin("easy_mnist", seed) for seed in range(2)]
+    first = [pool.advance(state, PLAN) for state in starts]
+    second = [pool.advance(state, plan(0.02)) for state in reversed(first)]
+    assert sent == [starts[0].key, starts[1].key, first[0].key]  # first[1] was held
+    expected = [inline(monkeypatch, state, PLAN, plan(0.02)) for state in reversed(starts)]
+    assert list(map(value, second)) == list(map(value, expected))
+
+
+def test_a_held_state_may_be_left_in_several_ways(
+    monkeypatch: pytest.MonkeyPatch, pool: PoolRunner
+) -> None:
+    start = begin("medium_fashion", 0)
+    first = pool.advance(start, PLAN)
+    branches = [value(pool.advance(first, plan(rate))) for rate in (0.01, 0.02)]
+    expected = [value(inline(monkeypatch, start, PLAN, plan(rate))) for rate in (0.01, 0.02)]
+    assert branches == expected
 
 
 # Data -----------------------------------------------------------------------------------------
@@ -226,8 +273,8 @@ class Teller:
         self.jobs: list[tuple[int, int]] = []  # seed, threads
         self.gate = threading.Semaphore(0)
 
-    def __call__(self, head: Any, body: bytes, data: Any) -> Any:
-        state = pools.state_bytes.unpack(body)
+    def __call__(self, head: Any, state: TrainingState, body: bytes, data: Any) -> Any:
+        assert value(state_bytes.unpack(body)) == value(state)
         self.jobs.append((state.seed, head["threads"]))
         assert self.gate.acquire(timeout=PATIENCE)
         return pools.Message({}, body, None)
