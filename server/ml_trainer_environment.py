@@ -265,10 +265,14 @@ class MLTrainerEnvironment(MCPEnvironment):
         return {name: partial(self._call_by_keywords, name) for name in tools.TOOLS}
 
     def close(self) -> None:
-        """End the session without waiting: a training in progress stops at its next boundary."""
+        """End the session without waiting: a training in progress stops at its next boundary.
+
+        The episode goes at once, not when the garbage of many sessions is collected: it holds
+        megabytes, and giving back a hundred of them in one go stops the server for 0.1 s.
+        """
         with self._lock:
             self._closed = True
-            run = self._run
+            run, self._run = self._run, None
         if run:
             run.episode.abandon()
             self._saved.close(run.episode_id)

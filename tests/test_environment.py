@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ from openenv.core.env_server.serialization import serialize_observation
 from play import call, trained
 
 from ml_trainer_env.models import TrainingConfig, TrainingStatus
+from ml_trainer_env.server import process
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tools import TOOLS
 from ml_trainer_env.server.validation import InvalidArguments
@@ -297,3 +300,16 @@ MLTrainerEnvironment().close()
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_closed_session_lets_its_training_go_at_once(runner: FakeRunner) -> None:
+    env = MLTrainerEnvironment(runner, process.begin)
+    env.reset()
+    assert env.episode is not None
+    weights = weakref.ref(env.episode.now.training.current.weights)
+    gc.disable()
+    try:
+        env.close()
+        assert weights() is None
+    finally:
+        gc.enable()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -112,3 +115,16 @@ def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.Monk
     processes = pool.processes()
     pool.close()
     assert all(process.returncode is not None for process in processes)
+
+
+@pytest.mark.slow
+def test_the_soak_itself_in_short() -> None:
+    """Over WebSockets, with the real networks. Whether memory is flat takes longer to see."""
+    arguments = ["--minutes", "0.5", "--sessions", "12", "--kill-every", "5"]
+    command = [sys.executable, "-m", "ml_trainer_env.benchmarks.soak", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert ended.stdout, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["episodes"] > 0
+    assert found["killed"] > 0
+    assert found["different_scores"] == found["places_taken"] == 0
