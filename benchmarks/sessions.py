@@ -28,7 +28,7 @@ from rich.table import Table
 from ml_trainer_env.benchmarks.crowd import CONFIGURE, Crowd, Side, run
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
 from ml_trainer_env.models import TASK_IDS, TaskId
-from ml_trainer_env.server import trainer
+from ml_trainer_env.server import process
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.pool import PoolRunner
 from ml_trainer_env.server.runner import Runner
@@ -222,7 +222,7 @@ def judged(value: float, target: float, *, at_most: bool = False) -> dict[str, A
 
 def measure(task_ids: Sequence[TaskId], quick: bool, console: Console) -> dict[str, Any]:
     repetitions = 1 if quick else 3
-    trainer.configure_process()
+    process.load(workers=True)  # as a server does
     results: dict[str, Any] = {"quick": quick, "tasks": {}}
     with console.status("memory"):  # first: later, sessions would lie in what others have freed
         results["idle_session"] = idle(count=4 if quick else 16)

@@ -223,12 +223,14 @@ class MLTrainerEnvironment(MCPEnvironment):
     @property
     def episode(self) -> Episode | None:
         """The episode in progress or just ended; for who watches, never for an agent."""
-        return self._run.episode if self._run else None
+        run = self._run
+        return run.episode if run else None
 
     @property
     def played(self) -> tuple[Played, ...]:
         """The latest calls of that episode, oldest first; for who watches, never for an agent."""
-        return tuple(self._run.played.copy()) if self._run else ()
+        run = self._run
+        return tuple(run.played.copy()) if run else ()
 
     @property
     def state(self) -> EpisodeState:

@@ -59,8 +59,8 @@ def trained(env: MLTrainerEnvironment, epochs: int = 5, **reset: Any) -> Trainin
 
 def record(
     path: Path, agent: str, runner: FakeRunner, task_id: TaskId = "hard_cifar"
-) -> list[MLTrainerEnvironment]:
-    """An attempt of `agent`, recorded at `path`; gives the sessions that it opened."""
+) -> list[Episode | None]:
+    """An attempt of `agent`, recorded at `path`; gives the episodes that were open at its end."""
     opened: list[MLTrainerEnvironment] = []
 
     def connect() -> LocalSession:
@@ -69,4 +69,4 @@ def record(
 
     with RecordWriter(path) as writer, Attempt(agent, connect, task_id, 5, [writer]) as attempt:
         catalogue.find(agent)(attempt)
-    return opened
+        return [env.episode for env in opened]

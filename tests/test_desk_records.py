@@ -24,9 +24,9 @@ def folder(tmp_path: Path, runner: FakeRunner) -> Path:
 def test_a_replay_knows_what_every_epoch_used(
     tmp_path: Path, runner: FakeRunner, agent: str
 ) -> None:
-    [env] = record(tmp_path / "one.jsonl", agent, runner)
-    assert env.episode is not None
-    history = env.episode.now.training.history
+    [episode] = record(tmp_path / "one.jsonl", agent, runner)
+    assert episode is not None
+    history = episode.now.training.history
     last = recorded.open_record(tmp_path, "one").moments[-1]
     assert [point.plan for point in last.points] == [record.plan for record in history]
     for point, known in zip(last.points, map(Point.of, history), strict=True):
