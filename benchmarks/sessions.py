@@ -54,11 +54,12 @@ class Amount:
     many: int
     plain: int
     threads: int
+    groups: int = 0  # repetitions; they are not measured for every task
 
 
 AMOUNTS: dict[TaskId, Amount] = {
-    "easy_mnist": Amount(few=20, many=5, plain=80, threads=2),
-    "medium_fashion": Amount(few=4, many=1, plain=12, threads=1),
+    "easy_mnist": Amount(few=20, many=5, plain=80, threads=2, groups=9),
+    "medium_fashion": Amount(few=4, many=1, plain=12, threads=1, groups=3),
     "hard_cifar": Amount(few=2, many=1, plain=8, threads=1),
 }
 
@@ -97,19 +98,17 @@ def throughput(task_id: TaskId, repetitions: int) -> dict[str, Any]:
     with serving() as runner, Side("engine", task_id, range(CORES)) as plain:
         crowd_rate(runner, task_id, FEW, 1)
         for _ in range(repetitions):
-            note("plain", CORES * amount.plain / plain.train(amount.plain))
-            note("few", crowd_rate(runner, task_id, FEW, amount.few))
-            note("plain", CORES * amount.plain / plain.train(amount.plain))
-            note("many", crowd_rate(runner, task_id, MANY, amount.many))
+            for name, sessions, epochs in (("few", FEW, amount.few), ("many", MANY, amount.many)):
+                note("plain", CORES * amount.plain / plain.train(amount.plain))
+                note(name, crowd_rate(runner, task_id, sessions, epochs))
     with Side("threads", task_id, [FEW]) as usual:
         for _ in range(min(2, repetitions)):
             note("threads", FEW * amount.threads / usual.train(amount.threads))
-    middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "epochs_per_second": {name: spread(values) for name, values in rates.items()},
-        "few_over_plain": judged(middle["few"] / middle["plain"], TARGETS[task_id]),
-        "many_over_plain": judged(middle["many"] / middle["plain"], TARGETS[task_id]),
-        "few_over_threads": middle["few"] / middle["threads"],
+        "few_over_plain": judged(ratios(rates["few"], rates["plain"][::2]), TARGETS[task_id]),
+        "many_over_plain": judged(ratios(rates["many"], rates["plain"][1::2]), TARGETS[task_id]),
+        "few_over_threads": statistics.median(rates["few"]) / statistics.median(rates["threads"]),
     }
 
 
@@ -123,15 +122,14 @@ def group(task_id: TaskId, repetitions: int) -> dict[str, Any]:
     for _ in range(repetitions):
         for sharing in (False, True):
             with serving(sharing=sharing) as runner:
-                crowd_rate(runner, task_id, CORES, 1)  # warm
+                crowd_rate(runner, task_id, CORES, 2)  # warm
                 crowd = Crowd(runner, task_id, fresh(1) * FEW)
                 seconds[sharing].append(crowd.play(branches))
                 crowd.close()
-    gain = statistics.median(seconds[False]) / statistics.median(seconds[True])
     return {
         "seconds_shared": spread(seconds[True]),
         "seconds_unshared": spread(seconds[False]),
-        "gain": judged(gain, SHARING_TARGET),
+        "gain": judged(ratios(seconds[False], seconds[True]), SHARING_TARGET),
     }
 
 
@@ -140,17 +138,16 @@ def identical(task_id: TaskId, repetitions: int) -> dict[str, Any]:
     episode = [CONFIGURE, run(20), ("submit_model", {})]
     seconds: dict[int, list[float]] = {1: [], FEW: []}
     with serving() as runner:
-        crowd_rate(runner, task_id, CORES, 1)
+        crowd_rate(runner, task_id, CORES, 2)
         for _ in range(repetitions):
             for count, taken in seconds.items():
                 crowd = Crowd(runner, task_id, fresh(1) * count)
                 taken.append(crowd.play([episode] * count))
                 crowd.close()
-    cost = statistics.median(seconds[FEW]) / statistics.median(seconds[1])
     return {
         "seconds_one": spread(seconds[1]),
         "seconds_eight": spread(seconds[FEW]),
-        "cost": judged(cost, IDENTICAL_TARGET, at_most=True),
+        "cost": judged(ratios(seconds[FEW], seconds[1]), IDENTICAL_TARGET, at_most=True),
     }
 
 
@@ -180,11 +177,7 @@ def forks(repetitions: int) -> dict[str, Any]:
             taken["resume"].append(seconds_of(resume))
             again.close()
         parent.close()
-    return {
-        name: judged(statistics.median(values), FORK_TARGET, at_most=True)
-        | {"seconds": spread(values)}
-        for name, values in taken.items()
-    }
+    return {name: judged(values, FORK_TARGET, at_most=True) for name, values in taken.items()}
 
 
 def idle(count: int) -> dict[str, Any]:
@@ -199,7 +192,7 @@ def idle(count: int) -> dict[str, Any]:
         state = crowds[1].state_bytes / count / MB
         for crowd in crowds:
             crowd.close()
-    return {"mb": each, "of_it_state": state} | judged(each - state, IDLE_TARGET, at_most=True)
+    return {"mb": each, "of_it_state": state} | judged([each - state], IDLE_TARGET, at_most=True)
 
 
 def resident_bytes() -> int:
@@ -215,9 +208,16 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": each.median, "minimum": each.minimum, "maximum": each.maximum}
 
 
-def judged(value: float, target: float, *, at_most: bool = False) -> dict[str, Any]:
+def ratios(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Of pairs measured one right after the other, so that the machine's drift falls out."""
+    return [one / other for one, other in zip(ones, others, strict=True)]
+
+
+def judged(values: Sequence[float], target: float, *, at_most: bool = False) -> dict[str, Any]:
+    """By the median."""
+    value = statistics.median(values)
     met = value <= target if at_most else value >= target
-    return {"value": value, "target": target, "met": met}
+    return {"value": value, "target": target, "met": met, "spread": spread(values)}
 
 
 def measure(task_ids: Sequence[TaskId], quick: bool, console: Console) -> dict[str, Any]:
@@ -229,10 +229,12 @@ def measure(task_ids: Sequence[TaskId], quick: bool, console: Console) -> dict[s
     for task_id in task_ids:
         with console.status(f"{task_id}: throughput"):
             results["tasks"][task_id] = throughput(task_id, repetitions)
-    for task_id in task_ids[:1] if quick else task_ids[:2]:
+    grouped: list[TaskId] = [task_id for task_id in task_ids if AMOUNTS[task_id].groups]
+    for task_id in grouped[:1] if quick else grouped:
+        groups = 1 if quick else AMOUNTS[task_id].groups
         with console.status(f"{task_id}: groups"):
-            results["tasks"][task_id]["group"] = group(task_id, repetitions)
-            results["tasks"][task_id]["identical"] = identical(task_id, repetitions)
+            results["tasks"][task_id]["group"] = group(task_id, groups)
+            results["tasks"][task_id]["identical"] = identical(task_id, groups)
     with console.status("forks"):
         results |= forks(repetitions=5 if quick else 20)
     return results

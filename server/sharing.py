@@ -1,5 +1,7 @@
 """Shared prefixes: an epoch that any session trained before is taken, not trained again.
 
+So is the grade of a state that any session submitted before.
+
 Guarantees:
 - What is taken has the bits of what would have been trained: equal keys, equal bits. A sample of
   the taken epochs can be trained all the same and compared.
@@ -15,6 +17,7 @@ import threading
 from concurrent.futures import Future
 
 import torch
+from cachetools import LRUCache, cached
 
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.asking import PATIENCE, Asker, CalledOff
@@ -24,6 +27,7 @@ from ml_trainer_env.server.snapshots import SnapshotFolder, Snapshots
 from ml_trainer_env.server.trainer import TrainingState, next_key
 
 _MB = 2**20
+GRADES = 4096  # that are remembered: a key and a number each
 Shared = Future[TrainingState | None]  # None: whoever trained it did not finish
 
 
@@ -55,6 +59,10 @@ class SharingRunner:
         self._verify = verify
         self._lock = threading.Lock()
         self._in_progress: dict[str, Shared] = {}
+        remembered = cached(
+            LRUCache(GRADES), key=lambda state: state.key, condition=threading.Condition()
+        )
+        self._test_accuracy = remembered(runner.test_accuracy)
 
     def advance(
         self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
@@ -79,7 +87,7 @@ class SharingRunner:
         return taken
 
     def test_accuracy(self, state: TrainingState) -> float:
-        return self._runner.test_accuracy(state)
+        return self._test_accuracy(state)
 
     def recall(self, key: str) -> TrainingState | None:
         return self._snapshots.get(key)

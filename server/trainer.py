@@ -280,8 +280,8 @@ class _Run:
     def _steps(self, inputs: EpochInputs, batch: int, team: Team) -> Iterator[list[_Shard]]:
         """The shards of each step, with what makes their inputs.
 
-        Each shard's own thread makes them, but for the augmented images of a single shard: it
-        leaves the other threads idle, so they make those of the next steps ahead.
+        Each shard's own thread makes them. But a single shard leaves the other threads idle, so
+        they make those of the next steps ahead; on one thread, several steps at once cost less.
         """
         used = len(inputs) // batch * batch
         count = self.workload.shards
@@ -290,7 +290,7 @@ class _Run:
             with _modes("fp32"):  # in bf16 an augmented image would be off by a share of a pixel
                 return inputs.rows(*bounds)
 
-        if count > 1 or inputs.maps is None:
+        if count > 1:
             part = batch // count
             for first in range(0, used, batch):
                 bounds = [(first + k * part, first + (k + 1) * part) for k in range(count)]

@@ -105,6 +105,17 @@ def test_a_failure_is_not_remembered(small: SmallEngine) -> None:
     assert value(runner.advance(start, PLAN)) == value(trained(start, PLAN))
 
 
+def test_equal_states_are_graded_once(small: SmallEngine) -> None:
+    runner, start = sharing(small), untrained()
+    small.failures = [ArithmeticError("once")]
+    with pytest.raises(ArithmeticError):
+        runner.test_accuracy(start)
+    states = [start, untrained(), trained(start, PLAN), trained(start, PLAN)]
+    grades = [runner.test_accuracy(state) for state in states]
+    assert grades == [SmallEngine().test_accuracy(state) for state in states]
+    assert small.graded == [start.key, start.key, states[2].key]  # the first of them failed
+
+
 # At the same time -----------------------------------------------------------------------------
 
 
@@ -118,6 +129,22 @@ def test_asked_for_at_the_same_time_it_is_trained_once(small: SmallEngine, crowd
     results = {id(asked.result(20)) for asked in [leader, *others]}
     assert len(results) == len(small.begun) == 1
     assert first.shared == 0
+
+
+def test_graded_at_the_same_time_it_is_graded_once(small: SmallEngine) -> None:
+    small.gate.clear()
+    runner, together = sharing(small), threading.Barrier(4)
+
+    def grade(_: int) -> float:
+        together.wait(20)
+        return runner.test_accuracy(untrained(seed=1))
+
+    with ThreadPoolExecutor(4) as pool:
+        grades = pool.map(grade, range(4))
+        eventually(lambda: small.graded)
+        small.gate.set()
+        assert set(grades) == {1.0}
+    assert len(small.graded) == 1
 
 
 def test_without_any_memory_those_who_wait_are_still_served(small: SmallEngine) -> None:
