@@ -25,12 +25,12 @@ def played(name: str, task_id: TaskId, seed: int = 0) -> Ended:
     return attempt.ended
 
 
-def compare(task_id: TaskId) -> None:
+def compare(task_id: TaskId, chances: int) -> None:
     """Reference and expert > naive > random > nothing, by score and by return."""
     reference, expert, naive, nothing = (
         played(name, task_id) for name in ("reference", "expert", "naive", "nothing")
     )
-    wild = [played("random", task_id, seed) for seed in range(6)]
+    wild = [played("random", task_id, seed) for seed in range(chances)]
     wild_score = sum(ended.grade.score for ended in wild) / len(wild)
     wild_return = sum(ended.episode_return for ended in wild) / len(wild)
     for good in (reference, expert):
@@ -40,11 +40,11 @@ def compare(task_id: TaskId) -> None:
 
 
 def test_good_naive_random_nothing() -> None:
-    compare("easy_mnist")
+    compare("easy_mnist", chances=6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task_id", ["medium_fashion", "hard_cifar"])
 def test_good_naive_random_nothing_on_the_larger_tasks(task_id: TaskId) -> None:
-    compare(task_id)
+    compare(task_id, chances=20)  # the first six happen to do well on medium
