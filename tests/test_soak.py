@@ -126,6 +126,7 @@ def test_the_soak_itself_in_short() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert ended.stdout, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["failures"] == []
     assert found["episodes"] > 0
     assert found["killed"] > 0
     assert found["different_scores"] == found["places_taken"] == 0
