@@ -43,6 +43,7 @@ KILL_EVERY = 20.0  # seconds
 VANISHING = 0.2  # share of the episodes whose client vanishes
 REFUSED = "try again in about"  # what the server says at either count of its places
 ARRIVAL = 5.0  # seconds in which all clients come at once to a server that has just started
+HEALTH_TARGET = 50.0  # milliseconds, at full load
 SETTLE = 30.0  # seconds that the server gets to notice the last ones
 FLAT = 1.05  # memory of the last third over that of the middle one
 EPOCHS: dict[TaskId, int] = {"easy_mnist": 6, "medium_fashion": 2, "hard_cifar": 1}
@@ -200,7 +201,9 @@ def judge(soak: Soak, seen: Watcher, taken: int, expected: dict[Script, float]) 
             "median": statistics.median(health),
             "p99": statistics.quantiles(health, n=100)[98],
             "max": max(health),
+            "over_target": sum(took > HEALTH_TARGET for took in health),
             "max_while_all_arrive": max(arrival),
+            "watcher_late_max": 1000 * max(seen.late),
         },
         "memory_mb": {"middle": round(middle), "last": round(last), "peak": max(seen.memory)},
         "passed": right and not taken and last <= FLAT * middle,

@@ -22,6 +22,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self.health: list[tuple[float, float]] = []  # seconds since the start, seconds it took
+        self.late: list[float] = []  # seconds that it woke up too late itself: the machine's part
         self.memory: list[float] = []  # MB of server and workers
 
 
@@ -38,7 +39,7 @@ def watching(url: str) -> Iterator[Watcher]:
         ours.recv()  # it has started
         yield watcher
         ours.send("enough")
-        watcher.health, watcher.memory = ours.recv()
+        watcher.health, watcher.late, watcher.memory = ours.recv()
     finally:
         ours.close()
         process.join()
@@ -46,6 +47,7 @@ def watching(url: str) -> Iterator[Watcher]:
 
 def _watch(url: str, end: Connection) -> None:
     health: list[tuple[float, float]] = []
+    late: list[float] = []
     memory: list[float] = []
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
 
@@ -57,15 +59,18 @@ def _watch(url: str, end: Connection) -> None:
         begin = time.monotonic()
         next_memory = MEMORY_EVERY
         with suppress(EOFError):  # the benchmark failed: nobody wants to know
+            asleep = time.monotonic()
             while not end.poll(EVERY):
+                late.append(time.monotonic() - asleep - EVERY)
                 since = time.monotonic() - begin
                 health.append((since, seconds_of(ask)))
                 if since >= next_memory:
                     next_memory += MEMORY_EVERY
                     server = server_of(url)
                     memory.append(sum(map(megabytes, [server, *children(server)])))
+                asleep = time.monotonic()
             end.recv()
-            end.send((health, memory))
+            end.send((health, late, memory))
 
 
 def server_of(url: str) -> int:
