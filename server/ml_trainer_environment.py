@@ -11,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,10 +93,8 @@ class MLTrainerEnvironment(MCPEnvironment):
         Without them: the engine, on the runner that `find_runner()` gives at the first reset, by
         default one in this process that all its sessions share. `saved` is what they can fork.
         """
-        server = FastMCP(NAME)
-        for spec in tools.TOOLS.values():
-            server.add_tool(EpisodeTool.of(spec, self.call_async))
-        super().__init__(server)
+        super().__init__(_unused_server())
+        del self.mcp_server  # until somebody asks for it
         self.mcp_client = DirectClient(tools.TOOLS.values(), self.call_async)
         self._find_runner = find_runner or process.inline_runner
         self._runner = runner
@@ -178,6 +176,18 @@ class MLTrainerEnvironment(MCPEnvironment):
         `notice` is called at epoch boundaries, in the thread that trains.
         """
         return await in_thread(partial(self.call, name, arguments), Stop(notice=notice))
+
+    @cached_property
+    def mcp_server(self) -> FastMCP:
+        """The tools as an MCP server; None once closed.
+
+        Few ask for it, and it is hundreds of objects in cycles: a collection of what the crowd's
+        closed sessions had left of them held the server up for 40 ms.
+        """
+        server = FastMCP(NAME)
+        for spec in tools.TOOLS.values():
+            server.add_tool(EpisodeTool.of(spec, self.call_async))
+        return server
 
     # OpenEnv's protocol ----------------------------------------------------------------------
 
@@ -345,6 +355,12 @@ def _error_type(error: ActionError) -> ToolErrorType:
     if isinstance(error, InvalidArguments):
         return ToolErrorType.INVALID_ARGS
     return ToolErrorType.EXECUTION_ERROR
+
+
+@cache
+def _unused_server() -> FastMCP:
+    """What OpenEnv's constructor wants, for all sessions."""
+    return FastMCP(NAME)
 
 
 @cache

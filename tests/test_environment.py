@@ -313,3 +313,19 @@ def test_a_closed_session_lets_its_training_go_at_once(runner: FakeRunner) -> No
         assert weights() is None
     finally:
         gc.enable()
+
+
+def test_a_closed_session_leaves_nothing_to_the_garbage_collector(runner: FakeRunner) -> None:
+    """Of a crowd's sessions it would be much at once, and nobody is served meanwhile."""
+    env = MLTrainerEnvironment(runner, process.begin)
+    env.reset()
+    call(env, "run_epochs", num_epochs=1)
+    session = weakref.ref(env)
+    gc.disable()
+    try:
+        env.close()
+        assert env.mcp_server is None
+        del env
+        assert session() is None
+    finally:
+        gc.enable()
