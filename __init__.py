@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ml_trainer_env.client import MLTrainerEnv, ToolCallError
+    from ml_trainer_env.client import MLTrainerEnv, SessionLost, ToolCallError
     from ml_trainer_env.models import (
         CurrentConfig,
         Grade,
@@ -32,6 +32,7 @@ __all__ = [
     "GradeComponent",
     "MLTrainerEnv",
     "RewardTerms",
+    "SessionLost",
     "StatusObservation",
     "ToolCallError",
     "ToolObservation",
@@ -41,6 +42,7 @@ __all__ = [
 
 _OUTSIDE_MODELS = {  # where the names live that are not in models
     "MLTrainerEnv": "client",
+    "SessionLost": "client",
     "ToolCallError": "client",
     "EpisodeState": "wire",
     "StatusObservation": "wire",

@@ -98,12 +98,12 @@ def _show(console: Console, line: Line) -> None:
     if isinstance(line, Opened):
         console.print(Text(line.status.message, "dim"))
     elif isinstance(line, Called) and line.status is not None:
-        _show_call(console, line.tool, line.status)
+        _show_call(console, line.tool, line.status, line.seconds)
     elif isinstance(line, Ended):
         _show_grade(console, line.grade)
 
 
-def _show_call(console: Console, tool: str, status: TrainingStatus) -> None:
+def _show_call(console: Console, tool: str, status: TrainingStatus, seconds: float) -> None:
     """A row for a call that trained; a sentence for any other."""
     if not status.epochs_run:
         console.print(Text.assemble((tool, "bold cyan"), f": {status.message}"))
@@ -113,7 +113,6 @@ def _show_call(console: Console, tool: str, status: TrainingStatus) -> None:
         return
     filled = BAR * status.current_epoch // status.max_epochs
     config = status.current_config
-    seconds = (status.epoch_time_seconds or 0.0) * status.epochs_run
     row = Text.assemble(
         (f"[{'#' * filled}{'.' * (BAR - filled)}]", "blue"),
         f" {status.current_epoch:>3}/{status.max_epochs:<3}",

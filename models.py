@@ -123,6 +123,17 @@ class EpochRecord(Model):
         return self.clean_train_accuracy - self.val_accuracy
 
 
+class EpochReport(Model):
+    """An epoch that an action trained, for operators and records: never part of an observation.
+
+    An agent that saw the seconds would see who had trained the same epoch before.
+    """
+
+    record: EpochRecord
+    seconds: float = Field(description="from asking for it until it was there")
+    shared: bool = Field(description="taken from another session that had trained it")
+
+
 class RewardTerms(Model):
     """The step's reward by name; `total` is their sum."""
 
@@ -163,6 +174,9 @@ class Grade(Model):
         default=None, description="of the graded checkpoint, first shown here"
     )
     submitted_by: Literal["agent", "call_limit"] = "agent"
+    attempt: Annotated[
+        int, Field(ge=1, description="of this session on this task and seed, counted from 1")
+    ] = 1
 
 
 class CurrentConfig(TrainingConfig):
@@ -180,7 +194,6 @@ class TrainingStatus(Model):
     max_epochs: int
     remaining_budget: int
     epochs_run: int = Field(description="epochs trained by this action")
-    epoch_time_seconds: float | None = Field(description="mean seconds per epoch of this action")
     train_loss: float | None
     train_accuracy: float | None
     val_loss: float | None

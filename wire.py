@@ -15,7 +15,7 @@ from openenv.core.env_server.mcp_types import CallToolObservation
 from openenv.core.env_server.types import Observation, State
 from pydantic import BaseModel, ConfigDict, Field
 
-from ml_trainer_env.models import TaskId, TrainingStatus
+from ml_trainer_env.models import EpochReport, TaskId, TrainingStatus
 
 
 class TextBlock(BaseModel):
@@ -68,10 +68,15 @@ class StatusObservation(Observation):
 
 
 class EpisodeState(State):
-    """OpenEnv's state of a session: never a label, never a score.
+    """OpenEnv's state of a session, for its operator: never a label, never a score.
 
     `step_count` counts the steps that were answered without an error, the free ones included.
     """
+
+    key: str | None = Field(
+        default=None,
+        description="opens this episode to fork and resume; a secret, told to this session alone",
+    )
 
     task_id: TaskId | None = Field(default=None, description="None before the first reset")
     task_version: int | None = None
@@ -86,4 +91,10 @@ class EpisodeState(State):
     epochs_shared: Annotated[
         int, Field(ge=0, description="spent epochs whose result another session had trained")
     ] = 0
+    attempt: Annotated[
+        int, Field(ge=0, description="of this session on this task and seed, counted from 1")
+    ] = 0
+    epochs: tuple[EpochReport, ...] = Field(
+        default=(), description="those that the last action trained, with their seconds"
+    )
     done: bool = False

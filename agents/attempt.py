@@ -94,11 +94,11 @@ class Attempt:
 
     def fork(self, parent: Trial) -> Trial:
         """A session that goes on from where `parent` stands; both then go their own ways."""
-        parent_id = parent.session.state().episode_id
-        assert parent_id is not None, "a trial has begun an episode"
+        key = parent.session.state().key
+        assert key is not None, "a trial has begun an episode"
         session = self._connect()
         try:
-            status = session.fork(parent_id)
+            status = session.fork(key)
         except BaseException:
             session.close()
             raise
@@ -119,13 +119,16 @@ class Attempt:
         arguments = self._within_budget(trial, tool, arguments)
         started = time.perf_counter()
         answer = trial.session.call(tool, arguments)
+        seconds = time.perf_counter() - started
+        trained = answer.status is not None and answer.status.epochs_run
         called = Called(
             session=trial.number,
             tool=tool,
             arguments=arguments,
             status=answer.status,
             error=answer.error and answer.error.message,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            epochs=trial.session.state().epochs if trained else (),
         )
         self._tell(called)
         if called.status is None:

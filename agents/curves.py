@@ -1,7 +1,7 @@
-"""The curves of an attempt, streamed to TensorBoard while it is played.
+"""The curves of an attempt, streamed to TensorBoard while it is played: one run for each session
+below `folder`, with a point for every epoch.
 
-One run for each session below `folder`. Losses have a point for every epoch; what the environment
-tells only of the last epoch of a call has a point for every call.
+An attempt that is played again, after an interruption say, replaces its curves.
 """
 
 # tensorboard has no types:
@@ -13,8 +13,10 @@ from pathlib import Path
 
 from tensorboard.summary import Writer
 
-from ml_trainer_env.agents.records import Called, Ended, Line
-from ml_trainer_env.models import TrainingStatus
+from ml_trainer_env.agents.records import Called, Ended, Header, Line
+from ml_trainer_env.models import EpochRecord, TrainingStatus
+
+EVENTS = "*/events.out.tfevents.*"  # how TensorBoard finds its files
 
 
 class TensorBoardCurves:
@@ -25,9 +27,16 @@ class TensorBoardCurves:
         self._writers: dict[int, Writer] = {}
 
     def __call__(self, line: Line) -> None:
-        if isinstance(line, Called) and line.status is not None:
-            self._add(self._writer(line.session), line.status)
-        if isinstance(line, Ended):
+        if isinstance(line, Header):
+            for left in self._folder.glob(EVENTS):
+                left.unlink(missing_ok=True)
+        elif isinstance(line, Called) and line.status is not None:
+            writer = self._writer(line.session)
+            for report in line.epochs:
+                _add_epoch(writer, report.record)
+            _add_status(writer, line.status)
+            writer.flush()
+        elif isinstance(line, Ended):
             for writer in self._writers.values():
                 writer.close()
 
@@ -36,29 +45,26 @@ class TensorBoardCurves:
             self._writers[session] = Writer(str(self._folder / f"session-{session}"))
         return self._writers[session]
 
-    def _add(self, writer: Writer, status: TrainingStatus) -> None:
-        last = status.current_epoch
-        if status.epochs_run:
-            for tag, losses in (
-                ("loss/train", status.loss_history_last_10),
-                ("loss/val", status.val_loss_history_last_10),
-            ):
-                known = losses[-status.epochs_run :]
-                for epoch, loss in enumerate(known, last - len(known) + 1):
-                    if loss is not None:
-                        writer.add_scalar(tag, loss, step=epoch)
-            config = status.current_config
-            scalars = {
-                "accuracy/train": status.train_accuracy,
-                "accuracy/val": status.val_accuracy,
-                "accuracy/best val": status.best_val_accuracy,
-                "generalization gap": status.generalization_gap,
-                "learning rate": config and config.learning_rate_in_force,
-                "reward": status.reward,
-            }
-            for tag, value in scalars.items():
-                if value is not None:
-                    writer.add_scalar(tag, value, step=last)
-        if status.grade is not None:
-            writer.add_scalar("score", status.grade.score, step=last)
-        writer.flush()
+
+def _add_epoch(writer: Writer, record: EpochRecord) -> None:
+    scalars = {
+        "loss/train": record.train_loss,
+        "loss/val": record.val_loss,
+        "accuracy/train": record.train_accuracy,
+        "accuracy/val": record.val_accuracy,
+        "generalization gap": record.gap,
+        "learning rate": record.plan.learning_rate,
+    }
+    _add(writer, scalars, record.epoch)
+
+
+def _add_status(writer: Writer, status: TrainingStatus) -> None:
+    trained = {"accuracy/best val": status.best_val_accuracy, "reward": status.reward}
+    graded = {"score": status.grade and status.grade.score}
+    _add(writer, (trained if status.epochs_run else {}) | graded, status.current_epoch)
+
+
+def _add(writer: Writer, scalars: dict[str, float | None], epoch: int) -> None:
+    for tag, value in scalars.items():
+        if value is not None:
+            writer.add_scalar(tag, value, step=epoch)

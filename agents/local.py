@@ -34,8 +34,8 @@ class LocalSession:
     def begin(self, task_id: TaskId, seed: int) -> TrainingStatus:
         return self._environment.reset(task_id=task_id, seed=seed).status
 
-    def fork(self, episode_id: str) -> TrainingStatus:
-        return self._environment.reset(fork_of=episode_id).status
+    def fork(self, key: str) -> TrainingStatus:
+        return self._environment.reset(fork_of=key).status
 
     def call(self, tool: str, arguments: Mapping[str, Any]) -> ToolObservation:
         action = CallToolAction(tool_name=tool, arguments=dict(arguments))

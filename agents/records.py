@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ml_trainer_env.models import Grade, Model, TaskId, TrainingStatus
+from ml_trainer_env.models import EpochReport, Grade, Model, TaskId, TrainingStatus
 
-FORMAT = 1  # of the file; readers refuse others
+FORMAT = 2  # of the file; readers refuse others
 UNFINISHED = ".part"
 
 
@@ -31,7 +31,7 @@ class Header(Model):
     """Who plays what. With the calls, all that the bits depend on."""
 
     kind: Literal["attempt"] = "attempt"
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     agent: str
     model: str | None = Field(default=None, description="the language model, where there is one")
     task_id: TaskId
@@ -61,6 +61,9 @@ class Called(Model):
     status: TrainingStatus | None = None
     error: str | None = None
     seconds: float = Field(description="until the answer came")
+    epochs: tuple[EpochReport, ...] = Field(
+        default=(), description="all that it trained, of which the agent sees no more than the tail"
+    )
 
 
 class Remark(Model):

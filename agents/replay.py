@@ -1,6 +1,7 @@
 """Playing a record again, and comparing every answer with the recorded one, bit for bit.
 
-Times are left out of the comparison, and nothing else.
+What differs from one machine and hour to the next is left out of the comparison, and nothing
+else: times, and which epochs another session had trained already.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import zip_longest
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -15,7 +17,11 @@ from ml_trainer_env.agents.attempt import Attempt, Refused
 from ml_trainer_env.agents.records import Called, Ended, Header, Line, Opened, Record, Remark
 from ml_trainer_env.agents.session import Connect
 
-_TIMES = {"seconds": True, "started": True, "status": {"epoch_time_seconds"}}
+_CIRCUMSTANCES: Any = {
+    "seconds": True,
+    "started": True,
+    "epochs": {"__all__": {"seconds", "shared"}},
+}
 MISSING = "absent"
 
 
@@ -58,7 +64,7 @@ def _differences(old: Line | None, new: Line | None) -> Iterator[str]:
 
 
 def _comparable(line: Line | None) -> JsonValue:
-    return None if line is None else line.model_dump(mode="json", exclude=_TIMES)
+    return None if line is None else line.model_dump(mode="json", exclude=_CIRCUMSTANCES)
 
 
 def _leaves(value: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:

@@ -31,8 +31,8 @@ class Session(Protocol):
 
     def begin(self, task_id: TaskId, seed: int) -> TrainingStatus: ...
 
-    def fork(self, episode_id: str) -> TrainingStatus:
-        """Go on from where another open episode stands after its last action."""
+    def fork(self, key: str) -> TrainingStatus:
+        """Go on from where the open episode with this key stands after its last action."""
         ...
 
     def call(self, tool: str, arguments: Mapping[str, Any]) -> ToolObservation: ...
@@ -57,8 +57,8 @@ class RemoteSession:
     def begin(self, task_id: TaskId, seed: int) -> TrainingStatus:
         return self._reset(task_id=task_id, seed=seed)
 
-    def fork(self, episode_id: str) -> TrainingStatus:
-        return self._reset(fork_of=episode_id)
+    def fork(self, key: str) -> TrainingStatus:
+        return self._reset(fork_of=key)
 
     def call(self, tool: str, arguments: Mapping[str, Any]) -> ToolObservation:
         action = CallToolAction(tool_name=tool, arguments=dict(arguments))

@@ -48,8 +48,8 @@ class Crowd:
             return time.perf_counter() - begin
 
     @property
-    def episode_ids(self) -> list[str]:
-        return [session.state.episode_id or "" for session in self._sessions]
+    def keys(self) -> list[str]:
+        return [session.state.key or "" for session in self._sessions]
 
     @property
     def scores(self) -> list[float]:

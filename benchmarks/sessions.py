@@ -165,14 +165,14 @@ def forks(repetitions: int) -> dict[str, Any]:
         runner, saved = server()
         parent = Crowd(runner, "hard_cifar", fresh(1), saved)
         parent.play([[CONFIGURE, run(3)]])
-        (episode_id,) = parent.episode_ids
+        (key,) = parent.keys
         for _ in range(repetitions):
             child = MLTrainerEnvironment(runner, saved=saved)
-            taken["fork"].append(seconds_of(lambda c=child: c.reset(fork_of=episode_id)))
+            taken["fork"].append(seconds_of(lambda c=child: c.reset(fork_of=key)))
             child.close()
             again = MLTrainerEnvironment(server()[0], saved=server()[1])
             resume: Callable[[], object] = lambda a=again: a.reset(  # noqa: E731
-                fork_of=episode_id, episode_id=episode_id
+                resume=key
             )
             taken["resume"].append(seconds_of(resume))
             again.close()

@@ -29,6 +29,7 @@ from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironm
 from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
+from ml_trainer_env.server.visitor import Terms
 from ml_trainer_env.server.waiting import details_in_the_log
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
@@ -115,7 +116,8 @@ def _add_standard_mcp(
 ) -> None:
     """Mount the door of `server/mcp_door.py`."""
     timeout = settings.session_timeout or None
-    door = mcp_door.http_app(mcp_door.mcp_server(environment, timeout))
+    terms = Terms(settings.mcp_task, settings.mcp_seed, settings.mcp_episodes)
+    door = mcp_door.http_app(mcp_door.mcp_server(environment, timeout, terms))
     app.mount(mcp_door.MOUNT, door)
     _run_within(app, lambda: mcp_door.running(door, timeout, settings.max_sessions))
 

@@ -24,6 +24,7 @@ from ml_trainer_env.models import (
     CurrentConfig,
     EpochPlan,
     EpochRecord,
+    EpochReport,
     Grade,
     RewardTerms,
     TrainingConfig,
@@ -51,6 +52,7 @@ class Situation:
     is_diverged: bool = False  # the last epoch diverged, and nothing was changed since
     calls: int = 0  # counted actions
     epochs_shared: int = 0  # of training's epochs, those taken from another session's
+    attempt: int = 1  # of its session, on this task and seed
     grade: Grade | None = None  # set at the end
 
     @property
@@ -78,6 +80,8 @@ class Episode:
         self._who = object()  # by which the runner knows who asks again
         self._in_progress: str | None = None
         self._abandoned = threading.Event()
+        self._why_abandoned = ""
+        self._reports: tuple[EpochReport, ...] = ()
 
     @property
     def now(self) -> Situation:
@@ -88,8 +92,14 @@ class Episode:
     def done(self) -> bool:
         return self._now.grade is not None
 
-    def abandon(self) -> None:
+    @property
+    def reports(self) -> tuple[EpochReport, ...]:
+        """The epochs that the last action trained; for operators, never for the agent."""
+        return self._reports
+
+    def abandon(self, why: str = "the episode was reset or closed") -> None:
         """Stop an action in progress at the next epoch boundary; refuse all others. At once."""
+        self._why_abandoned = why
         self._abandoned.set()
 
     def wait_until_idle(self) -> None:
@@ -125,16 +135,13 @@ class Episode:
             if remaining == 0:
                 raise ActionError("the epoch budget is spent: call submit_model")
             wanted = min(num_epochs, remaining)
-            started = time.perf_counter()
-            after = self._train(now, wanted, stop)
-            ran = after.epoch - now.epoch
+            after, reports = self._train(now, wanted, stop)
             if self._abandoned.is_set():
-                raise ActionError("the episode was reset or closed during run_epochs")
-            if ran == 0:
+                raise ActionError(f"{self._why_abandoned} during run_epochs")
+            if not reports:
                 raise ActionError("run_epochs was called off before its first epoch")
-            seconds = (time.perf_counter() - started) / ran
-            message = _told_of_run(num_epochs, wanted, ran, after)
-            return self._finish(now, after, message, epochs_run=ran, epoch_seconds=seconds)
+            message = _told_of_run(num_epochs, wanted, len(reports), after)
+            return self._finish(now, after, message, reports)
 
     def adjust_learning_rate(self, new_lr: float) -> TrainingStatus:
         """The next epoch uses exactly `new_lr`; a running schedule keeps its shape from there."""
@@ -195,7 +202,7 @@ class Episode:
         before = self._now
         try:
             if self._abandoned.is_set():
-                raise ActionError("the episode was reset or closed")
+                raise ActionError(self._why_abandoned)
             if before.grade is not None:
                 raise ActionError("the episode is over: reset to begin another")
             self._in_progress = name
@@ -207,36 +214,42 @@ class Episode:
             self._in_progress = None
             self._turn.release()
 
-    def _train(self, now: Situation, epochs: int, stop: Callable[[], bool]) -> Situation:
+    def _train(
+        self, now: Situation, epochs: int, stop: Callable[[], bool]
+    ) -> tuple[Situation, tuple[EpochReport, ...]]:
         """`now` after at most `epochs` epochs: fewer when stopped, abandoned or diverged."""
         asker = Asker(lambda: stop() or self._abandoned.is_set(), who=self._who)
         shared_before = now.epochs_shared
+        reports: list[EpochReport] = []
         for _ in range(epochs):
             if asker.gone():
                 break
+            started, taken = time.perf_counter(), asker.shared
             try:
                 training = self._runner.advance(now.training, _plan(now), asker)
             except CalledOff:
                 break
+            record = training.history[-1]
+            seconds = time.perf_counter() - started
+            reports.append(EpochReport(record=record, seconds=seconds, shared=asker.shared > taken))
             now = replace(
                 now,
                 training=training,
-                is_diverged=training.history[-1].diverged,
+                is_diverged=record.diverged,
                 epochs_shared=shared_before + asker.shared,
             )
             self._now = now  # for get_training_status; taken back if the action fails
             if now.is_diverged:
                 break
-        return now
+        return now, tuple(reports)
 
     def _finish(
         self,
         before: Situation,
         after: Situation,
         message: str,
+        reports: tuple[EpochReport, ...] = (),
         *,
-        epochs_run: int = 0,
-        epoch_seconds: float | None = None,
         submit: bool = False,
     ) -> TrainingStatus:
         """Count the action, end the episode if that is due, and only then let it have happened."""
@@ -253,8 +266,8 @@ class Episode:
             self.task.max_epochs,
             None if after.grade is None else after.grade.score,
         )
-        status = self._status(after, message, terms, epochs_run, epoch_seconds)
-        self._now = after
+        status = self._status(after, message, terms, len(reports))
+        self._now, self._reports = after, reports
         if self._note:
             self._note(after)
         return status
@@ -263,6 +276,7 @@ class Episode:
         grade = tasks.grade(
             self.task, now.training.history, submitted_by="agent" if by_agent else "call_limit"
         )
+        grade = grade.model_copy(update={"attempt": now.attempt})
         if grade.graded_epoch is None:
             return grade
         hidden = self._runner.test_accuracy(now.training)
@@ -282,7 +296,6 @@ class Episode:
         message: str,
         terms: RewardTerms | None = None,
         epochs_run: int = 0,
-        epoch_seconds: float | None = None,
     ) -> TrainingStatus:
         """The one place where an observation is made."""
         history, best, shown = now.training.history, now.training.best, _shown(now)
@@ -295,7 +308,6 @@ class Episode:
             max_epochs=self.task.max_epochs,
             remaining_budget=self._remaining(now),
             epochs_run=epochs_run,
-            epoch_time_seconds=epoch_seconds,
             train_loss=shown and shown.train_loss,
             train_accuracy=shown and shown.train_accuracy,
             val_loss=shown and shown.val_loss,

@@ -12,17 +12,18 @@ from typing import Any
 from fastmcp import FastMCP
 from fastmcp.exceptions import PromptError, ResourceError
 from fastmcp.prompts import Prompt, PromptArgument
+from pydantic import PrivateAttr
 
 from ml_trainer_env.models import MAX_SEED
 from ml_trainer_env.server import rules
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError, shown, validate
-from ml_trainer_env.server.visitor import BEGIN, BeginEpisode
+from ml_trainer_env.server.visitor import BEGIN, BeginEpisode, Terms
 
 PROMPT = "play"
 
 
-def add_to(server: FastMCP) -> None:
+def add_to(server: FastMCP, terms: Terms) -> None:
     """Add the resources and the prompt."""
 
     @server.resource("ml-trainer://rules", name="rules", mime_type="text/markdown")
@@ -43,25 +44,31 @@ def add_to(server: FastMCP) -> None:
             raise ResourceError(f"no task is named {shown(task_id)}; the tasks are {known}")
         return json.dumps(TASKS[task_id].card)
 
-    server.add_prompt(
-        PlayPrompt(
-            name=PROMPT,
-            description="Play an episode of a task.",
-            arguments=[
-                PromptArgument(name=name, description=field.description, required=False)
-                for name, field in BeginEpisode.model_fields.items()
-            ],
-        )
-    )
+    server.add_prompt(PlayPrompt.under(terms))
 
 
 class PlayPrompt(Prompt):
     """Takes what begin_episode takes, checked in the same way."""
 
+    _arguments: type[BeginEpisode] = PrivateAttr()
+
+    @classmethod
+    def under(cls, terms: Terms) -> PlayPrompt:
+        prompt = cls(
+            name=PROMPT,
+            description="Play an episode of a task.",
+            arguments=[
+                PromptArgument(name=name, description=field.description, required=False)
+                for name, field in terms.arguments.model_fields.items()
+            ],
+        )
+        prompt._arguments = terms.arguments
+        return prompt
+
     async def render(self, arguments: dict[str, Any] | None = None) -> str:
         given = {name: _number(value) for name, value in (arguments or {}).items()}
         try:
-            chosen = validate(BeginEpisode, given, subject=PROMPT)
+            chosen = validate(self._arguments, given, subject=PROMPT)
         except ActionError as error:
             raise PromptError(str(error)) from None
         return rules.opening_move(BEGIN, chosen.task_id, chosen.seed)

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from anyio import BrokenResourceError, ClosedResourceError
@@ -32,7 +33,7 @@ from ml_trainer_env.server.messages import STANDARD_MCP
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment, version
 from ml_trainer_env.server.tools import TOOLS, RunEpochs
 from ml_trainer_env.server.validation import json_schema
-from ml_trainer_env.server.visitor import BEGIN, BeginEpisode, Visitor
+from ml_trainer_env.server.visitor import ANYTHING, BEGIN, Terms, Visitor
 
 NAME = "ml-trainer"
 MOUNT, PATH = STANDARD_MCP.removesuffix("/"), "/mcp"
@@ -42,7 +43,9 @@ VISITOR = "visitor"  # its key in a session's context
 
 
 def mcp_server(
-    environment: Callable[[], MLTrainerEnvironment], patience: float | None = None
+    environment: Callable[[], MLTrainerEnvironment],
+    patience: float | None = None,
+    terms: Terms = ANYTHING,
 ) -> FastMCP:
     """The server, for any transport. `patience`: seconds of silence that end an episode."""
     server = FastMCP(
@@ -53,16 +56,16 @@ def mcp_server(
             BEGIN,
             "Begin an episode: a fresh network on one of the tasks. An unfinished episode of this "
             "session is abandoned. The answer's message is the goal.",
-            json_schema(BeginEpisode),
+            json_schema(terms.arguments),
             _begin,
         )
     )
     for spec in TOOLS.values():
         server.add_tool(EpisodeTool.of(spec, _call))
-    mcp_documents.add_to(server)
+    mcp_documents.add_to(server, terms)
     # The SDK enters this once for each session, and leaves it when the session has ended.
     server._mcp_server.lifespan = _with_a_visitor(
-        server._mcp_server.lifespan, environment, patience
+        server._mcp_server.lifespan, partial(Visitor, environment, patience, terms)
     )
     return server
 
@@ -188,15 +191,13 @@ def _told(record: EpochRecord, budget: int) -> str:
 Lifespan = Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]
 
 
-def _with_a_visitor(
-    lifespan: Lifespan, environment: Callable[[], MLTrainerEnvironment], patience: float | None
-) -> Lifespan:
+def _with_a_visitor(lifespan: Lifespan, make_visitor: Callable[[], Visitor]) -> Lifespan:
     """`lifespan`, with a visitor in the context of each session for as long as that lasts."""
 
     @asynccontextmanager
     async def session(low_level: Any) -> AsyncIterator[dict[str, Any]]:
         async with lifespan(low_level) as context:
-            visitor = Visitor(environment, patience)
+            visitor = make_visitor()
             try:
                 yield {**context, VISITOR: visitor}
             finally:

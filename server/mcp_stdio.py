@@ -17,9 +17,10 @@ from fastmcp import FastMCP
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 
-from ml_trainer_env.server import process
+from ml_trainer_env.server import process, settings
 from ml_trainer_env.server.mcp_door import mcp_server
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.visitor import Terms
 
 
 async def serve(server: FastMCP) -> None:
@@ -53,7 +54,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Beside the start: the client is answered at once, and its first training waits for the rest.
     threading.Thread(target=_prepare, daemon=True).start()
-    asyncio.run(serve(mcp_server(MLTrainerEnvironment)))
+    chosen = settings.current()
+    terms = Terms(chosen.mcp_task, chosen.mcp_seed, chosen.mcp_episodes)
+    asyncio.run(serve(mcp_server(MLTrainerEnvironment, terms=terms)))
 
 
 if __name__ == "__main__":

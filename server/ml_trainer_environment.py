@@ -6,11 +6,11 @@ and tells training to stop when nobody waits for it any more.
 
 from __future__ import annotations
 
+import secrets
 import threading
-import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +36,7 @@ from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.played import REMEMBERED, Played
 from ml_trainer_env.server.reset_options import ResetOptions
-from ml_trainer_env.server.saved import Saved, SavedEpisodes
+from ml_trainer_env.server.saved import Held, Saved, SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
 from ml_trainer_env.server.waiting import Stop, in_thread, nothing
@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # importing them for real would load torch
     Begin = Callable[[Task, int], TrainingState]
 
 NAME = "ml_trainer_env"
+RESUMED = "the episode goes on in another session, which has resumed it"
 SPLIT = "train"  # the one split: training and evaluation use the same tasks with other seeds
 
 
@@ -57,9 +58,10 @@ class _Run:
     """An episode and what OpenEnv wants to know about it."""
 
     episode: Episode
-    episode_id: str
+    held: Held
     seed: int
     steps: int = 0
+    watch_id: str = field(default_factory=lambda: secrets.token_hex(4))
     played: deque[Played] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
@@ -102,6 +104,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         self._places = places
         self._begin = begin or process.begin
         self._run: _Run | None = None
+        self.attempts: Counter[tuple[str, int]] = Counter()  # episodes begun, by task and seed
         self._closed = False
         self._lock = threading.Lock()
 
@@ -113,7 +116,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         """Begin an episode: `task_id=`, or `split=` and `index=`; an unfinished one is abandoned.
 
         `fork_of=` goes on from another open episode, as it stands after its last finished action;
-        with its own id for `episode_id`, in its place.
+        `resume=` does so in its place, if its session was lost. Both take that episode's key.
 
         A training in progress is stopped at its next epoch boundary and waited for.
         Raises `InvalidArguments`, and `NoPlace` when the server is full.
@@ -122,27 +125,56 @@ class MLTrainerEnvironment(MCPEnvironment):
         wanted = validate(ResetOptions, given, subject="reset")
         begin, runner = self._begin, self._runner or self._find_runner()
         self._take_place()
-        if wanted.fork_of:
-            saved = self._saved.find(wanted.fork_of, begin, runner)
+        held = self._saved.take_over(wanted.resume) if wanted.resume else None
+        try:
+            saved = self._first(wanted, begin, runner)
+            own = self._run and self._run.held
+            held = held or self._saved.hold(wanted.episode_id, instead_of=own)
             self._abandon()
+            episode = self._started(saved, held, runner)
+        except BaseException:
+            if held:
+                self._saved.close(held)
+            raise
+        status = episode.get_training_status() if wanted.going_on else episode.opening()
+        return StatusObservation(status=status, done=False, reward=None)
+
+    def _first(self, wanted: ResetOptions, begin: Begin, runner: Runner) -> Saved:
+        """Where the new episode begins: on a task, or where that of the given key stands."""
+        if wanted.going_on:
+            option, key = wanted.going_on
+            saved = self._saved.find(key, option, begin, runner)
         else:
             task = wanted.chosen_task()
-            self._abandon()
-            saved = Saved(task, wanted.seed, Situation(begin(task, wanted.seed)))
-        episode_id = wanted.episode_id or str(uuid.uuid4())
+            saved = Saved("", task, wanted.seed, Situation(begin(task, wanted.seed)))
+        if wanted.resume:
+            return saved
+        attempt = self.attempts[saved.task.task_id, saved.seed] + 1
+        return replace(saved, now=replace(saved.now, attempt=attempt))
+
+    def _started(self, saved: Saved, held: Held, runner: Runner) -> Episode:
+        """The episode, which is the session's from here on."""
+        saved = replace(saved, episode_id=held.episode_id)
 
         def note(now: Situation) -> None:
-            with self._lock:
-                if not self._closed:
-                    self._saved.save(episode_id, Saved(saved.task, saved.seed, now))
+            self._saved.save(held, replace(saved, now=now))
 
         episode = Episode(saved.task, saved.now, runner, note)
+
+        def give_up() -> None:
+            episode.abandon(RESUMED)
+            episode.wait_until_idle()
+
+        held.give_up = give_up
         with self._lock:
             self._require_open()
-            self._run = _Run(episode, episode_id, saved.seed)
-            self._saved.save(episode_id, saved)
-        status = episode.get_training_status() if wanted.fork_of else episode.opening()
-        return StatusObservation(status=status, done=False, reward=None)
+            if held.over:
+                raise ActionError(RESUMED)
+            self._run = _Run(episode, held, saved.seed)
+            key = saved.task.task_id, saved.seed
+            self.attempts[key] = max(self.attempts[key], saved.now.attempt)
+            self._saved.save(held, saved)
+        return episode
 
     async def reset_async(
         self, /, seed: int | None = None, episode_id: str | None = None, **options: Any
@@ -243,13 +275,20 @@ class MLTrainerEnvironment(MCPEnvironment):
         return tuple(run.played.copy()) if run else ()
 
     @property
+    def watch_id(self) -> str | None:
+        """Names that episode to who watches. Opens nothing, and is not the id of the client."""
+        run = self._run
+        return run.watch_id if run else None
+
+    @property
     def state(self) -> EpisodeState:
         run = self._run
         if run is None:
             return EpisodeState()
         task, now = run.episode.task, run.episode.now
         return EpisodeState(
-            episode_id=run.episode_id,
+            episode_id=run.held.episode_id,
+            key=run.held.key,
             step_count=run.steps,
             task_id=task.task_id,
             task_version=task.version,
@@ -260,6 +299,8 @@ class MLTrainerEnvironment(MCPEnvironment):
             remaining_budget=task.max_epochs - now.epoch,
             tool_calls_left=MAX_TOOL_CALLS - now.calls,
             epochs_shared=now.epochs_shared,
+            attempt=now.attempt,
+            epochs=run.episode.reports,
             done=now.grade is not None,
         )
 
@@ -287,7 +328,7 @@ class MLTrainerEnvironment(MCPEnvironment):
             run, self._run = self._run, None
         if run:
             run.episode.abandon()
-            self._saved.close(run.episode_id)
+            self._saved.close(run.held)
         if self._places:
             self._places.leave(self)
         super().close()
@@ -340,7 +381,8 @@ class MLTrainerEnvironment(MCPEnvironment):
         if run:
             run.episode.abandon()
             run.episode.wait_until_idle()
-            self._saved.forget(run.episode_id)
+            self._saved.forget(run.held)
+            self._saved.close(run.held)
 
     def _call_by_keywords(self, name: str, /, **arguments: Any) -> TrainingStatus:
         return self.call(name, arguments)

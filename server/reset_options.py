@@ -12,12 +12,14 @@ from ml_trainer_env.server.validation import InvalidArguments
 
 DEFAULT_SEED = 0
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Key = Annotated[str, Field(min_length=1, max_length=255)]  # a secret: no message repeats it
 
 
 class ResetOptions(BaseModel):
     """What reset takes. A task is chosen by `task_id`, or by `split` and `index`.
 
-    With `fork_of`, an episode id, the episode goes on from where that one stands instead.
+    With the key of another episode it goes on from there instead: beside that one with `fork_of`,
+    in its place with `resume`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -27,7 +29,8 @@ class ResetOptions(BaseModel):
     task_id: TaskId | None = None
     split: Literal["train"] | None = None
     index: Annotated[int, Field(ge=0, le=len(TASK_IDS) - 1)] | None = None
-    fork_of: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    fork_of: Key | None = None
+    resume: Key | None = None
 
     def chosen_task(self) -> Task:
         if self.split is None and self.index is None:
@@ -38,9 +41,20 @@ class ResetOptions(BaseModel):
             raise InvalidArguments(f"index: is required with split; 0 to {len(TASK_IDS) - 1}")
         return TASKS[TASK_IDS[self.index]]
 
+    @property
+    def going_on(self) -> tuple[str, str] | None:
+        """The option that brings the key of the episode to go on from, and the key, if any."""
+        if self.fork_of is not None:
+            return "fork_of", self.fork_of
+        return None if self.resume is None else ("resume", self.resume)
+
     @model_validator(mode="after")
-    def _fork_is_all(self) -> ResetOptions:
-        given = self.model_fields_set - {"fork_of", "episode_id"}
-        if self.fork_of is not None and given:
-            raise ValueError(f"fork_of brings its own task and seed, so without {min(given)}")
+    def _a_key_is_all(self) -> ResetOptions:
+        if self.going_on is None:
+            return self
+        option, _ = self.going_on
+        own = {"fork_of": {"episode_id"}, "resume": set[str]()}[option]
+        given = self.model_fields_set - {option} - own
+        if given:
+            raise ValueError(f"{option} brings its own task and seed, so without {min(given)}")
         return self

@@ -18,6 +18,9 @@ name of its variable.
 | ML_TRAINER_STATE_MB | 4096 | megabytes of training states in that folder |
 | ML_TRAINER_TOKEN | | who asks for anything but `/health` has to bring it |
 | ML_TRAINER_ORIGINS | | comma-separated sites whose pages may use the MCP door and WebSockets |
+| ML_TRAINER_MCP_TASK | | the one task that a standard MCP session may begin |
+| ML_TRAINER_MCP_SEED | | the one seed |
+| ML_TRAINER_MCP_EPISODES | | how many episodes it may begin |
 | ML_TRAINER_RECORDS_DIR | outputs/evals | the folder of the records that the page replays |
 | ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
 
@@ -40,6 +43,8 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+
+from ml_trainer_env.models import MAX_SEED, TaskId
 
 PREFIX = "ML_TRAINER_"
 
@@ -66,6 +71,9 @@ class Settings(BaseModel):
     state_mb: Annotated[int, Field(ge=0)] = 4096
     token: SecretStr | None = None
     origins: tuple[str, ...] = ()  # such as https://example.com
+    mcp_task: TaskId | None = None
+    mcp_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    mcp_episodes: Annotated[int, Field(ge=1)] | None = None
     records_dir: Path = Path("outputs/evals")
     precision: Literal["fp32", "bf16"] = "fp32"
 

@@ -2,17 +2,21 @@
 
 Knows no protocol. Guarantees: a session has at most one environment, from its first `begin` on; it
 is closed, and its place free, when the session ends, and when nothing was asked for `patience`
-seconds. A call in progress is not silence. A session that fell silent may begin again.
+seconds. A call in progress is not silence. A session that fell silent may begin again, and its
+attempts go on being counted. What the operator has fixed (`Terms`) holds for every session.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ml_trainer_env.models import DEFAULT_TASK_ID, TaskId, TrainingStatus
 from ml_trainer_env.server.episode import Episode
@@ -35,13 +39,43 @@ class BeginEpisode(BaseModel):
     ] = DEFAULT_SEED
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What an operator fixes for the sessions of this door; None leaves it to them.
+
+    With one episode of a given task and seed, a session cannot choose the best of many attempts.
+    """
+
+    task_id: TaskId | None = None
+    seed: int | None = None
+    episodes: int | None = None  # that one session may begin
+
+    @cached_property
+    def arguments(self) -> type[BeginEpisode]:
+        """Those of begin_episode: what is fixed has one allowed value, which is the default."""
+        fixed: dict[str, Any] = {}
+        for name, value in (("task_id", self.task_id), ("seed", self.seed)):
+            if value is not None:
+                told = BeginEpisode.model_fields[name].description
+                fixed[name] = (Annotated[Literal[value], Field(description=told)], value)
+        return create_model(BeginEpisode.__name__, __base__=BeginEpisode, **fixed)
+
+
+ANYTHING = Terms()
+
+
 class Visitor:
     """All methods are for the event loop. `patience` in seconds; None: silent for ever."""
 
     def __init__(
-        self, environment: Callable[[], MLTrainerEnvironment], patience: float | None = None
+        self,
+        environment: Callable[[], MLTrainerEnvironment],
+        patience: float | None = None,
+        terms: Terms = ANYTHING,
     ) -> None:
         self._make_environment = environment
+        self._terms = terms
+        self._attempts: Counter[tuple[str, int]] = Counter()
         self._environment: MLTrainerEnvironment | None = None
         self._patience = patience
         self._calls = 0  # in progress
@@ -55,10 +89,17 @@ class Visitor:
 
     async def begin(self, arguments: Mapping[str, Any]) -> TrainingStatus:
         """Begin an episode; an unfinished one is abandoned. Raises `ActionError`."""
-        given = validate(BeginEpisode, arguments, subject=BEGIN)
+        given = validate(self._terms.arguments, arguments, subject=BEGIN)
         with self._not_silent():
+            most = self._terms.episodes
+            if most is not None and self._attempts.total() >= most:
+                raise ActionError(
+                    f"this server lets a session begin {most} episode{'s' if most > 1 else ''}, "
+                    "and this session has"
+                )
             if self._environment is None:
                 self._environment = self._make_environment()
+                self._environment.attempts = self._attempts
             opened = await self._environment.reset_async(seed=given.seed, task_id=given.task_id)
             return opened.status
 

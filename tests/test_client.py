@@ -8,15 +8,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from live import eventually
 from openenv.core.env_server.mcp_types import CallToolAction
+from websockets.protocol import State
 
 import ml_trainer_env
 from ml_trainer_env import (
     EpisodeState,
     MLTrainerEnv,
+    SessionLost,
     StatusObservation,
     ToolCallError,
     ToolObservation,
@@ -135,6 +138,95 @@ def test_a_client_that_vanishes_leaves_nothing_behind(serve: Callable[..., str])
             return False
 
     eventually(place_is_free)
+
+
+# Lost sessions --------------------------------------------------------------------------------
+
+
+def closed_by_the_server(env: Any, url: str) -> None:
+    """As it looks from here: the connection breaks off."""
+    socket = env.async_client._ws
+    env._loop.call_soon_threadsafe(socket.transport.abort)
+    eventually(lambda: socket.state is State.CLOSED)
+
+
+def closed_by_us(env: Any, url: str) -> None:
+    env.close()
+
+
+def disconnected(env: Any, url: str) -> None:
+    env.disconnect()
+
+
+CALLS: dict[str, Callable[[Any], object]] = {
+    "call_tool": lambda env: env.call_tool("run_epochs", num_epochs=1),
+    "status": lambda env: env.call_tool("get_training_status"),
+    "step": lambda env: env.step(CallToolAction(tool_name="submit_model", arguments={})),
+    "state": lambda env: env.state(),
+    "list_tools": lambda env: env.list_tools(use_cache=False),
+}
+
+
+@pytest.mark.parametrize("lose", [closed_by_the_server, closed_by_us, disconnected])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_lost_session_is_told_and_never_replaced_silently(
+    url: str, lose: Callable[[Any, str], None], name: str
+) -> None:
+    env = MLTrainerEnv(base_url=url).sync()
+    env.reset(seed=1)
+    lose(env, url)
+    for _ in range(2):
+        with pytest.raises(SessionLost, match=r"session was lost.*resume\(\)"):
+            CALLS[name](env)
+    env.reset(seed=2)  # one that is asked for
+    assert env.state().seed == 2
+    env.close()
+
+
+def test_a_silent_session_is_told_why_it_was_closed(serve: Callable[..., str]) -> None:
+    env: Any = MLTrainerEnv(base_url=serve(session_timeout=0.2)).sync()
+    env.reset()
+    eventually(lambda: env.async_client._ws.state is State.CLOSED)
+    with pytest.raises(SessionLost):
+        env.call_tool("configure_training")
+    env.close()
+
+
+def test_a_failed_reset_on_a_new_connection_does_not_hide_the_loss(url: str) -> None:
+    env = MLTrainerEnv(base_url=url).sync()
+    env.reset()
+    closed_by_the_server(env, url)
+    with pytest.raises(RuntimeError, match="task_id"):
+        env.reset(task_id="imagenet")
+    with pytest.raises(SessionLost):
+        env.call_tool("configure_training")
+    env.close()
+
+
+def test_a_lost_session_is_resumed_where_it_stood(url: str) -> None:
+    env = MLTrainerEnv(base_url=url).sync()
+    with MLTrainerEnv(base_url=url) as fresh, pytest.raises(ValueError, match="no episode"):
+        fresh.resume()
+    env.reset(seed=1)
+    env.call_tool("configure_training")
+    env.call_tool("run_epochs", num_epochs=3)
+    other = MLTrainerEnv(base_url=url).sync()
+    other.resume(env.state().key)  # the server has not noticed any loss: the first one loses it
+    assert other.call_tool("run_epochs", num_epochs=1).current_epoch == 4
+    with pytest.raises(ToolCallError, match="another session"):
+        env.call_tool("run_epochs", num_epochs=1)
+    env.resume()
+    assert env.call_tool("run_epochs", num_epochs=1).current_epoch == 5
+    env.close()
+    other.close()
+
+
+@pytest.mark.parametrize("name", ["name", "self", "tool", "tool_name", "arguments", "action"])
+def test_whatever_an_argument_is_called_the_tool_answers(url: str, name: str) -> None:
+    with MLTrainerEnv(base_url=url) as env:
+        env.reset()
+        with pytest.raises(ToolCallError, match=f'"{name}": unknown; run_epochs takes num_epochs'):
+            env.call_tool("run_epochs", **{name: "x"})
 
 
 def test_a_message_may_take_minutes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,17 +52,14 @@ def test_a_run_reports_its_epochs_and_the_last_measurements(episode: Episode) ->
     assert status.message == "trained 12 epochs"
 
 
-def test_epoch_time_is_the_mean_of_this_action(runner: FakeRunner) -> None:
-    def slow(epoch: int, plan: EpochPlan) -> tuple[float, float, float]:
-        time.sleep(0.02)
-        return 1.0, 0.5, 0.0
-
-    runner.script = slow
+def test_the_epochs_of_the_last_action_are_reported_with_their_seconds(runner: FakeRunner) -> None:
     episode = configured(of("easy_mnist", runner))
-    seconds = episode.run_epochs(3).epoch_time_seconds
-    assert seconds is not None
-    assert 0.02 <= seconds < 0.2
-    assert episode.get_training_status().epoch_time_seconds is None
+    episode.run_epochs(3)
+    episode.run_epochs(2)
+    assert tuple(each.record for each in episode.reports) == episode.now.training.history[3:]
+    assert all(each.seconds > 0 and not each.shared for each in episode.reports)
+    episode.adjust_learning_rate(0.1)
+    assert episode.reports == ()
 
 
 def test_best_is_the_earliest_of_equals_and_stays_when_training_gets_worse(

@@ -113,6 +113,52 @@ def test_who_falls_silent_loses_the_place_and_may_begin_again(
     run(scenario)
 
 
+# What an operator fixes ----------------------------------------------------------------------
+
+
+def test_an_evaluation_is_one_attempt(serve_places: Callable[..., str], places: Guests) -> None:
+    url = serve_places(mcp_task="medium_fashion", mcp_seed=7, mcp_episodes=1, session_timeout=0.2)
+
+    async def scenario() -> None:
+        async with client(url) as session:
+            tools = {tool.name: tool for tool in await session.list_tools()}
+            offered = tools[BEGIN].inputSchema["properties"]
+            assert (offered["task_id"]["const"], offered["seed"]["const"]) == ("medium_fashion", 7)
+            assert 'task_id: must be "medium_fashion"' in await refused(
+                session, BEGIN, task_id="easy_mnist"
+            )
+            assert "seed: must be 7" in await refused(session, BEGIN, seed=8)
+            begun = await call(session, BEGIN)
+            assert begun.task_id == "medium_fashion"
+            await asyncio.to_thread(eventually, lambda: places.guests() == ())  # it fell silent
+            message = await refused(session, BEGIN, task_id="medium_fashion", seed=7)
+            assert "lets a session begin 1 episode" in message
+        async with client(url) as another:
+            assert (await call(another, BEGIN)).task_id == "medium_fashion"
+            grade = (await call(another, "submit_model")).grade
+            assert grade is not None
+            assert grade.attempt == 1
+
+    run(scenario)
+
+
+def test_attempts_are_counted_through_silence(
+    serve_places: Callable[..., str], places: Guests
+) -> None:
+    url = serve_places(session_timeout=0.2)
+
+    async def scenario() -> None:
+        async with client(url) as session:
+            await call(session, BEGIN, seed=3)
+            await asyncio.to_thread(eventually, lambda: places.guests() == ())
+            await call(session, BEGIN, seed=3)
+            grade = (await call(session, "submit_model")).grade
+            assert grade is not None
+            assert grade.attempt == 2
+
+    run(scenario)
+
+
 def test_a_long_training_is_not_silence(
     serve_places: Callable[..., str], places: Guests, runner: FakeRunner
 ) -> None:

@@ -88,7 +88,7 @@ def test_an_attempt_that_is_cut_off_leaves_no_record(tmp_path: Path, runner: Fak
         (lambda lines: lines[:-1], "ends with an end line"),
         (lambda lines: lines[1:], "begins with an attempt line"),
         (lambda lines: ["not JSON", *lines], "Invalid JSON"),
-        (lambda lines: [lines[0].replace('"format":1', '"format":2'), *lines[1:]], "format"),
+        (lambda lines: [lines[0].replace('"format":2', '"format":3'), *lines[1:]], "format"),
     ],
 )
 def test_a_broken_record_is_refused_by_name(
@@ -163,14 +163,40 @@ def test_on_the_engine_a_record_is_replayed_bit_for_bit(name: str, tmp_path: Pat
 # TensorBoard --------------------------------------------------------------------------------------
 
 
-def test_curves_are_streamed_to_tensorboard(tmp_path: Path, runner: FakeRunner) -> None:
-    folder = tmp_path / "curves"
-    curves = TensorBoardCurves(folder)
-    record = recorded(tmp_path / "r.jsonl", "naive", runner, "hard_cifar", curves)
-    events = EventAccumulator(str(folder / "session-0"), {"tensors": 0}).Reload()
-    losses = events.Tensors("loss/val")
-    assert [event.step for event in losses] == list(range(1, 61))
-    accuracies = events.Tensors("accuracy/val")
-    assert [event.step for event in accuracies] == list(range(5, 61, 5))
-    last = [call.status for call in record.calls if call.status and call.status.epochs_run][-1]
-    assert accuracies[-1].tensor_proto.float_val[0] == pytest.approx(last.val_accuracy)
+def test_curves_have_every_epoch_however_long_the_calls(tmp_path: Path, runner: FakeRunner) -> None:
+    curves = TensorBoardCurves(tmp_path)
+
+    env = MLTrainerEnvironment(runner, begin)
+    with Attempt("long", lambda: LocalSession(env), "hard_cifar", 5, [curves]) as attempt:
+        trial = attempt.begin()
+        trial.call("configure_training")
+        for epochs in (20, 1, 20):
+            trial.run(epochs)
+        assert env.episode
+        history = env.episode.now.training.history
+        trial.call("submit_model")
+    for tag, name in (("loss/val", "val_loss"), ("accuracy/val", "val_accuracy")):
+        assert drawn(tmp_path / "session-0", tag) == {
+            record.epoch: pytest.approx(getattr(record, name)) for record in history
+        }
+
+
+def test_an_attempt_that_is_played_again_replaces_its_curves(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    curves = TensorBoardCurves(tmp_path)
+    with Attempt("cut off", sessions(runner), "hard_cifar", 5, [curves]) as cut_off:
+        trial = cut_off.begin()
+        trial.call("configure_training")
+        trial.run(13)
+    recorded(tmp_path / "r.jsonl", "naive", runner, "hard_cifar", TensorBoardCurves(tmp_path))
+    assert list(drawn(tmp_path / "session-0", "loss/val")) == list(range(1, 61))
+
+
+def drawn(folder: Path, tag: str) -> dict[int, float]:
+    """A curve by epoch; TensorBoard itself reads all files of a folder."""
+    accumulator = EventAccumulator(str(folder), {"tensors": 0}, purge_orphaned_data=False).Reload()
+    events = accumulator.Tensors(tag)
+    steps = [event.step for event in events]
+    assert steps == sorted(set(steps)), "the curve jumps back"
+    return {event.step: event.tensor_proto.float_val[0] for event in events}

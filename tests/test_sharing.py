@@ -281,9 +281,9 @@ def _play(runner: Any, *moves: Any) -> tuple[Player, Outcome]:
 
 
 def _seen(outcome: Outcome) -> list[Any]:
-    """All that the agent learns, but for how long it took."""
+    """All that the agent learns."""
     return [
-        (status.model_copy(update={"epoch_time_seconds": None}), observation.reward)
+        (status, observation.reward)
         for status, observation in zip(outcome.statuses, outcome.seen, strict=True)
     ]
 

@@ -16,8 +16,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ml_trainer_env.models import EpochRecord
 from ml_trainer_env.server.desk import words
-from ml_trainer_env.server.desk.story import Era, Point, Story
+from ml_trainer_env.server.desk.story import Era, Story
 
 TRAIN, VAL, RATE = "#d55e00", "#0072b2", "#009e73"
 BEST, LOST, SHADE = "#e69f00", "#cc79a7", "#808080"
@@ -29,7 +30,7 @@ NARROW = 0.045  # of the axis: an era narrower than this has no room for its num
 MOST_DECADES = 3  # labels of the learning rate's axis
 
 Figure = dict[str, Any]
-Values = Callable[[Point], float | None]
+Values = Callable[[EpochRecord], float | None]
 
 
 class Panel(NamedTuple):
@@ -180,7 +181,7 @@ def _eras(ruled: Sequence[Era], right: float) -> tuple[list[Figure], list[Figure
     return bands, numbers
 
 
-def _divergences(points: Sequence[Point]) -> tuple[list[Figure], list[Figure]]:
+def _divergences(points: Sequence[EpochRecord]) -> tuple[list[Figure], list[Figure]]:
     """Lines, and what they mean."""
     at = [point.epoch for point in points if point.diverged]
     stroke = {"color": LOST, "width": 2, "dash": "dot"}

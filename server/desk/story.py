@@ -20,31 +20,6 @@ from ml_trainer_env.server.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """An epoch as far as it is known. Losses in nats; None is unknown, or diverged."""
-
-    epoch: int
-    plan: EpochPlan
-    train_loss: float | None
-    val_loss: float | None
-    train_accuracy: float | None
-    val_accuracy: float | None
-    diverged: bool = False
-
-    @classmethod
-    def of(cls, record: EpochRecord) -> Point:
-        return cls(
-            epoch=record.epoch,
-            plan=record.plan,
-            train_loss=record.train_loss,
-            val_loss=record.val_loss,
-            train_accuracy=record.train_accuracy,
-            val_accuracy=record.val_accuracy,
-            diverged=record.diverged,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Era:
     """Epochs `first` to `last`, which one configuration ruled."""
 
@@ -60,12 +35,12 @@ class Story:
     task: Task
     seed: int
     status: TrainingStatus
-    points: tuple[Point, ...]
+    points: tuple[EpochRecord, ...]
     played: tuple[Played, ...]  # the calls that counted and those that were refused
     remark: str = ""  # what the agent said before its last call
 
     @property
-    def best(self) -> Point | None:
+    def best(self) -> EpochRecord | None:
         """The epoch that would be graded."""
         best = self.status.best_val_epoch
         return next((point for point in self.points if point.epoch == best), None)
@@ -88,7 +63,7 @@ def live(environment: MLTrainerEnvironment) -> Story | None:
         task=episode.task,
         seed=seed,
         status=status,
-        points=tuple(Point.of(record) for record in history),
+        points=history,
         played=played,
     )
 
@@ -103,7 +78,7 @@ def changes(played: Sequence[Played]) -> frozenset[int]:
     )
 
 
-def eras(points: Sequence[Point], changed_after: frozenset[int]) -> tuple[Era, ...]:
+def eras(points: Sequence[EpochRecord], changed_after: frozenset[int]) -> tuple[Era, ...]:
     """Who ruled when. A schedule that moves the learning rate goes on ruling."""
     cuts = [
         index
@@ -114,7 +89,7 @@ def eras(points: Sequence[Point], changed_after: frozenset[int]) -> tuple[Era, .
     return tuple(_era(points[start:end]) for start, end in zip([0, *cuts], ends, strict=False))
 
 
-def _era(points: Sequence[Point]) -> Era:
+def _era(points: Sequence[EpochRecord]) -> Era:
     first, last = points[0], points[-1]
     rates = words.rates(first.plan.learning_rate, last.plan.learning_rate)
     label = f"{first.plan.optimizer} at {rates}, {words.plan(first.plan)}"

@@ -73,7 +73,7 @@ class WatchTab:
     def _look(self, request: gr.Request, chosen: str | None, seen: Any) -> Shown:
         stories = self._stories()
         seat = self._seats.find(request.session_hash or "")
-        own = seat.environment.state.episode_id if seat else None
+        own = seat.environment.watch_id if seat else None
         if not stories:
             nobody = gr.update(choices=[], value=None, visible=False)
             return self._board.clear() | {self._choice: nobody, self._seen: None}
@@ -89,10 +89,10 @@ class WatchTab:
         }
 
     def _stories(self) -> dict[str, Story]:
-        """By the id of the episode."""
+        """By what names the episode to who watches: clients choose ids, for themselves."""
         stories: dict[str, Story] = {}
         for environment in self._guests():
-            story, key = live(environment), environment.state.episode_id
+            story, key = live(environment), environment.watch_id
             if story and key:
                 stories[key] = story
         return stories
@@ -106,5 +106,5 @@ def _label(key: str, story: Story, *, yours: bool) -> str:
         mark, _ = words.SIGNALS[status.convergence_signal]
         word = status.convergence_signal.replace("_", " ")
         where = f"epoch {status.current_epoch} of {status.max_epochs} · {mark} {word}"
-    who = "yours" if yours else key[:8]
+    who = "yours" if yours else key
     return f"{who} · {status.task_id}, seed {story.seed} · {where}"
