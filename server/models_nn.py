@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLASSES = 10
-_IDENTITY = torch.eye(CLASSES)
+_IDENTITY = torch.eye(CLASSES, dtype=torch.float32)  # whatever the process's default is
 
 
 class Parameter(NamedTuple):

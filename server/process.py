@@ -97,6 +97,7 @@ def load(*, workers: bool) -> None:
         malloc.return_freed()
     else:
         trainer.configure_process()
+    trainer.engine_fingerprint()  # a first step: torch loads some of itself only then
     # What is loaded stays. A full collection that goes through it holds everybody up for 0.3 s.
     gc.collect()
     gc.freeze()

@@ -12,34 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from pathlib import Path
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
-from ml_trainer_env.server import evaluation, malloc, models_nn
+from ml_trainer_env.server import evaluation, malloc, models_nn, modes
 from ml_trainer_env.server.evaluation import Score
+from ml_trainer_env.server.fingerprint import engine_fingerprint
 from ml_trainer_env.server.inputs import EpochInputs, InputRows
 from ml_trainer_env.server.models_nn import NETWORKS, Network, Replica, ShardResult
+from ml_trainer_env.server.modes import Precision
 from ml_trainer_env.server.optimizers import MOMENTS, update
 from ml_trainer_env.server.resident import Resident, Rows, resident
 from ml_trainer_env.server.team import SERIAL, Team
 
-Precision = Literal["fp32", "bf16"]
-
-ENGINE_VERSION = 2  # raise with every change that changes a bit
 ALIGNMENT = 16  # floats; slices of the parameter vector start on a 64-byte line
 STEPS_AHEAD = 8  # steps whose inputs one shard's networks prepare at a time
-# Variables by which oneDNN and MKL choose other kernels, and with them other bits.
-KERNEL_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 EXPLODED = 10 * math.log(models_nn.CLASSES)  # nats: ten times the loss of guessing
 
 
@@ -96,7 +89,7 @@ def start(workload: Workload, seed: int, precision: Precision = "fp32") -> Train
     """An untrained network. Cheap: needs no data."""
     network = NETWORKS[workload.network]
     generator = torch.Generator().manual_seed(seed)
-    with _modes(precision):
+    with modes.of_the_engine(), modes.of_a_computation(precision):
         initial = Checkpoint(
             models_nn.initial_weights(network, generator), models_nn.initial_statistics(network)
         )
@@ -111,7 +104,8 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
     A diverged epoch (a loss that is not finite or above `EXPLODED`) is recorded without metrics,
     and leaves the run at its best checkpoint with fresh moments, ready to go on.
     """
-    with _modes("fp32"):  # the parts of a step enter the modes of the run's precision
+    # The parts of a step enter the modes of the run's precision.
+    with modes.of_the_engine(), modes.of_a_computation("fp32"):
         data = resident(state.workload.dataset)
         run = _Run.resume(state, plan)
         train = run.train_epoch(data, plan, state.seed, state.epoch, team)
@@ -154,7 +148,7 @@ def most_bytes(state: TrainingState) -> int:
 
 def test_accuracy(state: TrainingState, team: Team = SERIAL) -> float:
     """Hidden-test accuracy of the best checkpoint, for grading alone."""
-    with _modes("fp32"):
+    with modes.of_the_engine(), modes.of_a_computation("fp32"):
         test = resident(state.workload.dataset).test
         return _evaluate(state, state.best_checkpoint, (test,), team)[0].accuracy
 
@@ -164,50 +158,6 @@ def configure_process() -> None:
     malloc.keep_freed()
 
 
-@cache
-def engine_fingerprint(precision: Precision = "fp32") -> str:
-    """Names everything outside the state and the plan that can change a bit of the result."""
-    if precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
-        raise ValueError("precision: bf16 needs a processor with AVX512-BF16; use fp32")
-    parts = (
-        f"engine {ENGINE_VERSION}",
-        precision,
-        f"torch {torch.__version__}",
-        torch.backends.cpu.get_cpu_capability(),
-        _processor(),
-        *(f"{name}={os.environ[name]}" for name in KERNEL_SWITCHES if name in os.environ),
-    )
-    return " | ".join(parts)
-
-
-@cache
-def _processor() -> str:
-    """The processor's model: oneDNN chooses its loops by instruction set and cache sizes."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    return " ".join(named.get(k, "?") for k in ("model name", "cpu family", "model", "cache size"))
-
-
-@contextmanager
-def _modes(precision: Precision) -> Iterator[None]:
-    """PyTorch's modes belong to threads: every computation enters them, whichever thread runs it.
-
-    One intra-op thread, because the bits depend on it; no autograd but where a network asks for it.
-    """
-    torch.set_num_threads(1)
-    inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-    bf16, ambient = precision == "bf16", torch.is_autocast_enabled("cpu")
-    half = nullcontext()  # entering autocast, even disabled, costs 10 us a shard
-    if bf16 or ambient:
-        half = torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False)
-    with inference, torch.no_grad(), half:
-        yield
-
-
 def _evaluate(
     state: TrainingState, checkpoint: Checkpoint, splits: Sequence[Rows], team: Team
 ) -> list[Score]:
@@ -215,7 +165,7 @@ def _evaluate(
     replica = network.replica(checkpoint.weights, checkpoint.statistics)
 
     def logits(images: Tensor) -> Tensor:
-        with _modes(state.precision):
+        with modes.of_a_computation(state.precision):
             return replica.logits(images)
 
     return evaluation.evaluate(logits, splits, network.evaluation_chunk, team)
@@ -287,7 +237,9 @@ class _Run:
         count = self.workload.shards
 
         def rows(bounds: tuple[int, int]) -> InputRows:
-            with _modes("fp32"):  # in bf16 an augmented image would be off by a share of a pixel
+            with modes.of_a_computation(
+                "fp32"
+            ):  # in bf16 an augmented image would be off by a share of a pixel
                 return inputs.rows(*bounds)
 
         if count > 1:
@@ -303,7 +255,7 @@ class _Run:
                 yield [_Shard(0, partial(block_rows.part, first, first + batch))]
 
     def _differentiate(self, plan: EpochPlan, shard: _Shard) -> ShardResult:
-        with _modes(self.precision):
+        with modes.of_a_computation(self.precision):
             rows = shard.make_inputs()
             replica = self.replicas[shard.number]
             return replica.gradient(rows.images, rows.labels, rows.masks, plan.batch_size)
