@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from ml_trainer_env.agents.records import Called, Ended, Header, Line, Opened, Remark
 from ml_trainer_env.agents.session import Connect, Session, Tool
-from ml_trainer_env.models import TaskId, TrainingStatus
+from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TaskId, TrainingStatus
 
 Observer = Callable[[Line], None]
 
@@ -141,8 +141,9 @@ class Attempt:
 
     def _within_budget(self, trial: Trial, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments, with epochs cut to what other sessions have left of the budget."""
-        wanted, own = arguments.get("num_epochs"), trial.status.remaining_budget
-        if tool != "run_epochs" or not isinstance(wanted, int) or self.remaining >= own:
+        wanted: Any = arguments.get("num_epochs")
+        own = trial.status.remaining_budget
+        if tool != "run_epochs" or not _is_epochs(wanted) or self.remaining >= own:
             return arguments
         if self.remaining == 0:
             raise Refused("the epoch budget that all sessions share is spent: call submit_model")
@@ -187,3 +188,8 @@ class Attempt:
     def _tell(self, line: Line) -> None:
         for observe in self._observers:
             observe(line)
+
+
+def _is_epochs(wanted: Any) -> bool:
+    """Whether the environment takes it for a number of epochs: 5.0 too. What is not, it refuses."""
+    return type(wanted) in (int, float) and wanted in range(1, MAX_EPOCHS_PER_CALL + 1)
