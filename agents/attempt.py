@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from ml_trainer_env.agents.players import Player
 from ml_trainer_env.agents.records import Called, Ended, Header, Line, Opened, Remark
 from ml_trainer_env.agents.session import Connect, Session, Tool
 from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TaskId, TrainingStatus
@@ -47,11 +48,11 @@ class Trial:
 
 
 class Attempt:
-    """`agent` on one task and seed, in sessions that `connect` opens."""
+    """`player` on one task and seed, in sessions that `connect` opens."""
 
     def __init__(
         self,
-        agent: str,
+        player: Player | str,  # or the name of an agent that is no more than that
         connect: Connect,
         task_id: TaskId,
         seed: int,
@@ -61,8 +62,7 @@ class Attempt:
         self.seed = seed
         self.trials: list[Trial] = []
         self.ended: Ended | None = None
-        self.model: str | None = None  # a language model behind the agent; set before a session
-        self._agent = agent
+        self._player = Player(agent=player) if isinstance(player, str) else player
         self._connect = connect
         self._observers = observers
         self._spent = self._calls = self._errors = 0
@@ -162,8 +162,7 @@ class Attempt:
     def _header(self, session: Session, status: TrainingStatus) -> Header:
         state = session.state()
         return Header(
-            agent=self._agent,
-            model=self.model,
+            **self._player.model_dump(),
             task_id=self.task_id,
             task_version=state.task_version or 0,
             seed=self.seed,

@@ -34,6 +34,11 @@ class Progress:
         with self._bars:
             yield
 
+    def found(self, name: str) -> None:
+        """An attempt that was to be played is on record by now."""
+        self._bars.advance(self._all)
+        self._console.print(f"{name}: played by another evaluation", highlight=False)
+
     @contextmanager
     def attempt(self, name: str) -> Generator[Observer, None, None]:
         """An observer that moves the bar of an attempt, in epochs."""

@@ -1,0 +1,56 @@
+"""The terminal: where every command writes, whatever is at the other end.
+
+Guarantees:
+- Nothing fails for a character. What standard output cannot encode is shown as a question mark;
+  standard error shows it escaped, as Python sets it up.
+- A reader that goes away (`ml-trainer report | head -1`) ends the command quietly, and everything
+  that it has started.
+
+Files are another matter: those are UTF-8, always.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from io import TextIOWrapper
+
+from rich.console import Console
+
+WIDTH = 100  # columns where there is no terminal to ask: the widest table
+
+
+def prepare() -> None:
+    """Let standard output take any character. For what does not write through `stdout`."""
+    stream: object = sys.stdout  # it may be closed, or be somebody's own
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
+
+def stdout(width: int = WIDTH) -> Console:
+    """Standard output, `width` columns wide where it is no terminal."""
+    prepare()
+    shown = _Output(highlight=False)
+    return shown if shown.is_terminal else _Output(highlight=False, width=width)
+
+
+def stderr() -> Console:
+    """Standard error, for what is no result."""
+    return _Output(stderr=True, highlight=False)
+
+
+class _Output(Console):
+    """Ends the process as if it was interrupted, and not the thread that happens to write."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())  # what is left in buffers goes there
+        os.close(nowhere)
+        if threading.current_thread() is threading.main_thread():
+            raise SystemExit(1)
+        main = threading.main_thread().ident
+        assert main is not None, "it has been started"
+        signal.pthread_kill(main, signal.SIGINT)
