@@ -114,10 +114,14 @@ def serve(host: str = "0.0.0.0", port: int = 8000) -> None:
     _run_module("ml_trainer_env.server.app", "--host", host, "--port", str(port))
 
 
-@app.command(epilog="Example: `ml-trainer mcp`, as the command in a desktop client's settings")
-def mcp() -> None:
+@app.command(epilog="Example: `ml-trainer mcp --config`, for a desktop client's settings")
+def mcp(
+    config: Annotated[
+        bool, typer.Option("--config", help="Print the settings for a desktop client, and end.")
+    ] = False,
+) -> None:
     """Serve one MCP client over standard input and output, training in this process."""
-    _run_module("ml_trainer_env.server.mcp_stdio")
+    _run_module("ml_trainer_env.server." + ("desktop" if config else "mcp_stdio"))
 
 
 @data.command(epilog="Example: `ml-trainer data fetch cifar10 --raw ~/Downloads`")
