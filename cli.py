@@ -178,7 +178,7 @@ def evaluate(
         except KeyboardInterrupt:
             _fail("interrupted; the same command goes on from here", status=130)
     for line in evaluation.together(failures):
-        console.print(Text(line, "red"), soft_wrap=True)
+        console.print(Text(terminal.plain(line), "red"), soft_wrap=True)
     _report(out, shlex.join(["ml-trainer", *sys.argv[1:]]))
     if failures:
         _fail(f"{len(failures)} of {len(wanted)} attempts failed")
@@ -275,8 +275,8 @@ def _report(folder: Path, command: str | None = None) -> None:
     except (report.NoResults, OSError) as error:
         _fail(str(error))
     console = terminal.stdout()
-    console.print(page.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
-    console.print(f"report: {page}", markup=False, soft_wrap=True)
+    console.print(terminal.plain(page.read_text(encoding="utf-8")), soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _run_module(module: str, *arguments: str) -> NoReturn:
@@ -284,7 +284,7 @@ def _run_module(module: str, *arguments: str) -> NoReturn:
 
 
 def _fail(problem: str, status: int = 1) -> NoReturn:
-    terminal.stdout().print(Text(problem, "bold red"), soft_wrap=True)
+    terminal.stdout().print(Text(terminal.plain(problem), "bold red"), soft_wrap=True)
     raise typer.Exit(status)
 
 

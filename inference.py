@@ -6,7 +6,8 @@
 
 The variables are in `agents/llm/settings.py`. Each episode is recorded below `outputs/evals`, and a
 table ends the run. Exit status: 0 when every task was graded, 1 when the model or the environment
-could not be reached (what was finished is kept), 2 for settings that cannot be used.
+could not be reached (what was finished is kept), 2 for settings that cannot be used, 130 when
+interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ml_trainer_env.agents.records import Called, Ended, Line, RecordWriter, Rem
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
 from ml_trainer_env.agents.summary import summary
 from ml_trainer_env.models import TASK_IDS, TaskId
-from ml_trainer_env.terminal import stdout
+from ml_trainer_env.terminal import plain, stdout
 
 OUTPUTS = Path("outputs") / "evals"
 SEED = 0
@@ -45,27 +46,31 @@ def main() -> int:
         console.print(Text(str(error), "bold red"))
         return 2
     chat = Chat(settings)
-    console.print(f"{settings.model} at {settings.base_url}, environment {settings.env_url}")
+    endpoint, environment = map(agent.address, (settings.base_url, settings.env_url))
+    console.print(plain(f"{settings.model} at {endpoint}, environment {environment}"))
     try:
         folder = _folder_of_its_own(f"{datetime.now():%Y%m%d-%H%M%S}-{slug(settings.model)}")
     except OSError as error:
         console.print(Text(f"no folder for the records: {error}", "bold red"))
         return 1
     ended: list[Ended] = []
-    failure = None
+    failure, status = None, 1
     for task_id in TASK_IDS:
         try:
             ended.append(_play(task_id, settings, chat, folder, console))
         except (EndpointError, *CONNECTION_ERRORS) as error:
             failure = f"{task_id} failed: {error or type(error).__name__}"
             break
+        except KeyboardInterrupt:
+            failure, status = "interrupted", 130
+            break
     if ended:
         console.print(summary(ended), f"records: {folder}")
     with suppress(OSError):  # whatever it holds stays
         folder.rmdir()
     if failure:
-        console.print(Text(failure, "bold red"))
-        return 1
+        console.print(Text(plain(failure), "bold red"))
+        return status
     return 0
 
 
@@ -87,7 +92,7 @@ def _play(
 
 def _show(console: Console, line: Line) -> None:
     if isinstance(line, Remark):
-        console.print(Text(line.text))
+        console.print(Text(plain(line.text)))
     elif isinstance(line, Called):
         told = Text(line.error or "", "red") if line.status is None else Text(str(line.status))
         console.print(told)

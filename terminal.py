@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from io import TextIOWrapper
+from typing import Any
 
 from rich.console import Console
 
@@ -32,17 +33,29 @@ def prepare() -> None:
 def stdout(width: int = WIDTH) -> Console:
     """Standard output, `width` columns wide where it is no terminal."""
     prepare()
-    shown = _Output(highlight=False)
-    return shown if shown.is_terminal else _Output(highlight=False, width=width)
+    shown = _Output()
+    return shown if shown.is_terminal else _Output(width=width)
 
 
 def stderr() -> Console:
     """Standard error, for what is no result."""
-    return _Output(stderr=True, highlight=False)
+    return _Output(stderr=True)
+
+
+def plain(text: str) -> str:
+    """`text` that came from outside, without what would steer a terminal."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
 
 
 class _Output(Console):
-    """Ends the process as if it was interrupted, and not the thread that happens to write."""
+    """Shows text as it is: nothing in it is markup, and a path or a model may be called anything.
+
+    Where the reader is gone it ends the process as if it was interrupted, and not the thread that
+    happens to write.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

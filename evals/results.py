@@ -21,6 +21,7 @@ from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.agents.players import Player
 from ml_trainer_env.agents.records import BadRecord, Record
 from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.terminal import plain
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -218,8 +219,8 @@ def _labels(examples: Mapping[Way, Result]) -> dict[Way, str]:
 
 
 def _plain(text: str) -> str:
-    """`text` on one line, without what would steer a terminal; it comes from files."""
-    shown = "".join(character if character.isprintable() else "?" for character in text)
+    """`text` on one line, and no longer than is read; it comes from files."""
+    shown = " ".join(plain(text).split())
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
 
 

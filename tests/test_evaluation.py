@@ -459,6 +459,22 @@ def test_folders_of_their_own_are_given_to_everybody() -> None:
         assert len(set(pool.map(start, range(8)))) == 8
 
 
+def test_an_interrupted_run_says_so(
+    asked: Any, url: str, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked(ENV_URL=url.replace("//", "//me:s3cret@"))
+
+    def interrupting(body: dict[str, Any]) -> Answer:
+        signal.raise_signal(signal.SIGINT)
+        return call("submit_model")
+
+    endpoint.arrived = interrupting
+    assert inference.main() == 130
+    out = capsys.readouterr().out
+    assert out.rstrip().endswith("interrupted")
+    assert "s3cret" not in out
+
+
 def test_a_run_that_recorded_nothing_leaves_no_folder(asked: Any) -> None:
     asked(ENV_URL="http://127.0.0.1:9")
     assert inference.main() == 1

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from endpoint import Endpoint, message
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from ml_trainer_env import cli, inference, terminal
 from ml_trainer_env.agents import records
@@ -24,7 +25,7 @@ from ml_trainer_env.evals import plots
 
 CLI = [sys.executable, "-m", "ml_trainer_env.cli"]
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8", "utf-16"]
-STRANGE = "naïve – 日本 🎉 \ud800 \x1b ×"
+STRANGE = "naïve – 日本 🎉 \ud800 × [/red] [b"
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,8 @@ def test_whatever_is_written_takes_any_character(encoding: str) -> None:
         table.add_row("x" * 300, STRANGE)
         console.print(table, STRANGE, style="bold")
         console.rule(STRANGE)
-        with console.status(STRANGE), Progress(console=console) as bars:
+        column = TextColumn("{task.description}", markup=False)
+        with console.status(Text(STRANGE)), Progress(column, console=console) as bars:
             bars.add_task(STRANGE)
         print(STRANGE)  # what a library prints, too
         assert "na" in printed()
@@ -123,20 +125,22 @@ def test_help_is_shown(encoding: str) -> None:
 def test_what_a_model_says_is_shown(
     encoding: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endpoint = Endpoint(otherwise=message("日本 é", ("configure_training", '{"日": "é"}')))
+    said = "日本 é [/red] \x1b[2J"
+    endpoint = Endpoint(otherwise=message(said, ("configure_training", '{"日": "é"}')))
     with endpoint.serving(), printing(encoding) as printed:
         for name, value in {
             "ENV_URL": url,
             "API_BASE_URL": endpoint.url,
             "OPENAI_API_KEY": "k",
-            "MODEL_NAME": "модель/é",
+            "MODEL_NAME": "модель/é[/b]",
             "LLM_RPM_LIMIT": "100000",
         }.items():
             monkeypatch.setenv(name, value)
         assert inference.main() == 0
         assert "Summary" in printed()
+        assert "\x1b" not in printed()
     kept = [records.read(path) for path in records.find(inference.OUTPUTS)]
-    assert {record.header.model for record in kept} == {"модель/é"}
+    assert {record.header.model for record in kept} == {"модель/é[/b]"}
 
 
 # Processes ----------------------------------------------------------------------------------------
@@ -187,6 +191,12 @@ def test_a_closed_output_is_no_error() -> None:
     command = ["sh", "-c", f"{' '.join(CLI)} --help >&-"]
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_is_shown_is_the_text_itself(capsys: Any) -> None:
+    terminal.stdout().print("[bold]a[/b] :smile: 12")
+    assert capsys.readouterr().out == "[bold]a[/b] :smile: 12\n"
+    assert terminal.plain("\x1b[2Ja\tb\r\n\ud800日\x9b") == "?[2Ja\tb?\n?日?"
 
 
 def test_the_console_is_as_wide_as_the_tables(capsys: Any) -> None:

@@ -45,7 +45,7 @@ def player(settings: LLMSettings, task_id: TaskId) -> Player:
         agent="llm",
         model=settings.model,
         options={
-            "endpoint": _address(settings.base_url),
+            "endpoint": address(settings.base_url),
             "decisions": settings.decisions(task_id),
             "reasoning effort": settings.llm_reasoning_effort,
         },
@@ -73,7 +73,7 @@ class LanguageModel:
         return settings, Chat(settings)
 
 
-def _address(url: str) -> str:
+def address(url: str) -> str:
     """Without what may be a secret: a name and password, or a query."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
