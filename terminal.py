@@ -30,11 +30,14 @@ def prepare() -> None:
         stream.reconfigure(errors="replace")
 
 
-def stdout(width: int = WIDTH) -> Console:
-    """Standard output, `width` columns wide where it is no terminal."""
+def stdout(width: int = WIDTH, *, markup: bool = False) -> Console:
+    """Standard output, `width` columns wide where it is no terminal.
+
+    `markup`: whether `[bold]` is more than six characters; not where names from outside are shown.
+    """
     prepare()
-    shown = _Output()
-    return shown if shown.is_terminal else _Output(width=width)
+    shown = _Output(markup=markup)
+    return shown if shown.is_terminal else _Output(markup=markup, width=width)
 
 
 def stderr() -> Console:
@@ -48,14 +51,14 @@ def plain(text: str) -> str:
 
 
 class _Output(Console):
-    """Shows text as it is: nothing in it is markup, and a path or a model may be called anything.
+    """Shows text as it is: a path or a model may be called anything.
 
     Where the reader is gone it ends the process as if it was interrupted, and not the thread that
     happens to write.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
+    def __init__(self, *, markup: bool = False, **options: Any) -> None:
+        super().__init__(highlight=False, markup=markup, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

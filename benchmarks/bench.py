@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it runs")
     options = parser.parse_args(argv)
     # Piped output has no width of its own, and the usual guess of 80 breaks the tables.
-    console = stdout(120)
+    console = stdout(120, markup=True)
     results = run(tuple(dict.fromkeys(options.tasks)), options.quick, console)
     report.show(results, console)
     print(json.dumps(report.as_json(results), allow_nan=False))

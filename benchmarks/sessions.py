@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASK_IDS, default=list(TASK_IDS))
     parser.add_argument("--quick", action="store_true", help="once each, to see that it runs")
     options = parser.parse_args(argv)
-    console = stdout(120)
+    console = stdout(120, markup=True)
     begin = time.perf_counter()
     results = measure(options.tasks, options.quick, console)
     results["wall_seconds"] = time.perf_counter() - begin
