@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from ml_trainer_env import terminal
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.models import TASK_IDS, TaskId
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # importing it for real would load OpenEnv, and `--help` is t
 OUTPUTS = Path("outputs")
 LADDER = "nothing,random,naive,expert"
 
-console = Console(highlight=False)
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -41,6 +40,7 @@ app.add_typer(data, name="data")
 def main() -> None:
     """Run, and end with an exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop servers and attempts then too
+    terminal.prepare()
     app()
 
 
@@ -48,12 +48,14 @@ def main() -> None:
 
 
 def _listed(given: str, known: list[str], what: str) -> list[str]:
-    """The names in a comma-separated list. Raises typer's error for one that is not known."""
-    names = [name.strip() for name in given.split(",") if name.strip()]
+    """The names in a comma-separated list, each once. Raises typer's error for an unknown one."""
+    names = dict.fromkeys(name.strip() for name in given.split(",") if name.strip())
     for name in names:
         if name not in known:
             raise typer.BadParameter(f"no {what} is named {name}; known: {', '.join(known)}")
-    return names
+    if not names:
+        raise typer.BadParameter(f"names no {what}; known: {', '.join(known)}")
+    return list(names)
 
 
 def _tasks(given: str) -> list[TaskId]:
@@ -112,10 +114,14 @@ def serve(host: str = "0.0.0.0", port: int = 8000) -> None:
     _run_module("ml_trainer_env.server.app", "--host", host, "--port", str(port))
 
 
-@app.command(epilog="Example: `ml-trainer mcp`, as the command in a desktop client's settings")
-def mcp() -> None:
+@app.command(epilog="Example: `ml-trainer mcp --config`, for a desktop client's settings")
+def mcp(
+    config: Annotated[
+        bool, typer.Option("--config", help="Print the settings for a desktop client, and end.")
+    ] = False,
+) -> None:
     """Serve one MCP client over standard input and output, training in this process."""
-    _run_module("ml_trainer_env.server.mcp_stdio")
+    _run_module("ml_trainer_env.server." + ("desktop" if config else "mcp_stdio"))
 
 
 @data.command(epilog="Example: `ml-trainer data fetch cifar10 --raw ~/Downloads`")
@@ -152,15 +158,17 @@ def evaluate(
     from ml_trainer_env.evals import evaluate as evaluation
     from ml_trainer_env.evals.progress import Progress
 
-    names = _listed(agents, list(AGENTS), "agent")
-    wanted = evaluation.jobs(names, _tasks(tasks), seeds)
+    console = terminal.stdout()
     try:
-        for name in names:
-            catalogue.find(name)
-    except catalogue.AgentUnavailable as error:
+        players = evaluation.contenders(_listed(agents, list(AGENTS), "agent"), _tasks(tasks))
+        out.mkdir(parents=True, exist_ok=True)
+    except (catalogue.AgentUnavailable, OSError) as error:
         _fail(str(error))
+    except ValueError as error:  # settings of an agent
+        _fail(str(error), status=2)
     with _sessions(url, in_process) as connect:
-        todo = evaluation.pending(wanted, out, connect)
+        wanted = evaluation.jobs(players, seeds, connect)
+        todo = evaluation.pending(wanted, out)
         progress = Progress(console, len(wanted), len(wanted) - len(todo))
         try:
             with progress.shown():
@@ -169,8 +177,8 @@ def evaluate(
                 )
         except KeyboardInterrupt:
             _fail("interrupted; the same command goes on from here", status=130)
-    for failure in failures:
-        console.print(Text(f"{failure.job.name} failed: {failure.error}", "red"))
+    for line in evaluation.together(failures):
+        console.print(Text(terminal.plain(line), "red"), soft_wrap=True)
     _report(out, shlex.join(["ml-trainer", *sys.argv[1:]]))
     if failures:
         _fail(f"{len(failures)} of {len(wanted)} attempts failed")
@@ -192,20 +200,26 @@ def replay(
     from ml_trainer_env.agents import records as reading
     from ml_trainer_env.agents.replay import verify
 
-    different = 0
-    try:
-        kept = [reading.read(path) for path in records]
-    except reading.BadRecord as error:
-        _fail(str(error))
+    console = terminal.stdout()
+    kept: list[tuple[Path, reading.Record]] = []
+    for path in records:
+        try:
+            kept.append((path, reading.read(path)))
+        except reading.BadRecord as error:
+            console.print(Text(str(error), "bold red"), soft_wrap=True)
+    good = len(kept) == len(records)
+    if not kept:
+        raise typer.Exit(1)
     with _sessions(url, in_process) as connect:
-        for path, record in zip(records, kept, strict=True):
+        for path, record in kept:
             differences = verify(record, connect)
-            different += bool(differences)
+            good &= not differences
             verdict = f"{len(differences)} differences" if differences else "the same, bit for bit"
-            console.print(Text(f"{path}: {verdict}", "red" if differences else "green"))
+            shown = Text(f"{path}: {verdict}", "red" if differences else "green")
+            console.print(shown, soft_wrap=True)
             for difference in differences[:20]:
-                console.print(Text(f"  {difference}"))
-    raise typer.Exit(1 if different else 0)
+                console.print(Text(f"  {difference}"), soft_wrap=True)
+    raise typer.Exit(0 if good else 1)
 
 
 @app.command(
@@ -237,7 +251,7 @@ def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, Non
                 yield LocalSession
                 return
             if url is None:
-                with console.status("starting a server"):
+                with terminal.stdout().status("starting a server"):
                     url = stack.enter_context(local_server(LOGS / "evaluation-server.log"))
             yield partial(RemoteSession, url, _token())
         except typer.Exit:  # is a RuntimeError, as many connection errors are
@@ -252,17 +266,17 @@ def _token() -> str | None:
 
 
 def _report(folder: Path, command: str | None = None) -> None:
-    from ml_trainer_env.agents.records import BadRecord
     from ml_trainer_env.evals import report, results
 
     if find_spec("matplotlib") is None:
         _fail("the report needs matplotlib: install ml-trainer-env with its extra `evaluate`")
     try:
         page = report.write(results.load(folder), folder, command=command)
-    except (BadRecord, report.NoResults) as error:
+    except (report.NoResults, OSError) as error:
         _fail(str(error))
-    console.print(page.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
-    console.print(f"report: {page}")
+    console = terminal.stdout()
+    console.print(terminal.plain(page.read_text(encoding="utf-8")), soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _run_module(module: str, *arguments: str) -> NoReturn:
@@ -270,7 +284,7 @@ def _run_module(module: str, *arguments: str) -> NoReturn:
 
 
 def _fail(problem: str, status: int = 1) -> NoReturn:
-    console.print(Text(problem, "bold red"))
+    terminal.stdout().print(Text(terminal.plain(problem), "bold red"), soft_wrap=True)
     raise typer.Exit(status)
 
 

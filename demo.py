@@ -23,9 +23,10 @@ from ml_trainer_env.agents.policies import follow
 from ml_trainer_env.agents.records import Called, Ended, Line, Opened
 from ml_trainer_env.agents.scripted import scripted
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, Connect, RemoteSession
-from ml_trainer_env.agents.summary import percent, stdout, summary
+from ml_trainer_env.agents.summary import percent, summary
 from ml_trainer_env.local_server import LOGS, ServerError, local_server
 from ml_trainer_env.models import Grade, Signal, TaskId, TrainingStatus
+from ml_trainer_env.terminal import stdout
 
 BAR = 8  # characters
 SIGNAL_STYLES: dict[Signal, str] = {

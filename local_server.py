@@ -31,16 +31,21 @@ class ServerError(Exception):
 
 @contextmanager
 def local_server(
-    log: Path, program: Sequence[str] = ENVIRONMENT, health: str = "/health"
+    log: Path,
+    program: Sequence[str] = ENVIRONMENT,
+    health: str = "/health",
+    port: int = 0,
 ) -> Generator[str, None, None]:
     """`program` serving on a free port of this machine; yields its base URL, then stops it.
+
+    The port is `port`, where that one is free.
 
     It is told `--host` and `--port`, and serves once `health` answers. Its output goes to `log`.
     Raises `ServerError`, with the end of the log, when it does not start or when it ends before it
     is stopped.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = _free_port(port)
     command = [*program, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -96,7 +101,11 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def _free_port() -> int:
+def _free_port(preferred: int) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # just left is free, too
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from ml_trainer_env.agents.players import Player
 from ml_trainer_env.agents.records import Called, Ended, Header, Line, Opened, Remark
 from ml_trainer_env.agents.session import Connect, Session, Tool
-from ml_trainer_env.models import TaskId, TrainingStatus
+from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TaskId, TrainingStatus
 
 Observer = Callable[[Line], None]
 
@@ -47,11 +48,11 @@ class Trial:
 
 
 class Attempt:
-    """`agent` on one task and seed, in sessions that `connect` opens."""
+    """`player` on one task and seed, in sessions that `connect` opens."""
 
     def __init__(
         self,
-        agent: str,
+        player: Player | str,  # or the name of an agent that is no more than that
         connect: Connect,
         task_id: TaskId,
         seed: int,
@@ -61,8 +62,7 @@ class Attempt:
         self.seed = seed
         self.trials: list[Trial] = []
         self.ended: Ended | None = None
-        self.model: str | None = None  # a language model behind the agent; set before a session
-        self._agent = agent
+        self._player = Player(agent=player) if isinstance(player, str) else player
         self._connect = connect
         self._observers = observers
         self._spent = self._calls = self._errors = 0
@@ -144,8 +144,9 @@ class Attempt:
 
     def _within_budget(self, trial: Trial, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments, with epochs cut to what other sessions have left of the budget."""
-        wanted, own = arguments.get("num_epochs"), trial.status.remaining_budget
-        if tool != "run_epochs" or not isinstance(wanted, int) or self.remaining >= own:
+        wanted: Any = arguments.get("num_epochs")
+        own = trial.status.remaining_budget
+        if tool != "run_epochs" or not _is_epochs(wanted) or self.remaining >= own:
             return arguments
         if self.remaining == 0:
             raise Refused("the epoch budget that all sessions share is spent: call submit_model")
@@ -164,8 +165,7 @@ class Attempt:
     def _header(self, session: Session, status: TrainingStatus) -> Header:
         state = session.state()
         return Header(
-            agent=self._agent,
-            model=self.model,
+            **self._player.model_dump(),
             task_id=self.task_id,
             task_version=state.task_version or 0,
             seed=self.seed,
@@ -190,3 +190,8 @@ class Attempt:
     def _tell(self, line: Line) -> None:
         for observe in self._observers:
             observe(line)
+
+
+def _is_epochs(wanted: Any) -> bool:
+    """Whether the environment takes it for a number of epochs: 5.0 too. What is not, it refuses."""
+    return type(wanted) in (int, float) and wanted in range(1, MAX_EPOCHS_PER_CALL + 1)

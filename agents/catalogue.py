@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ml_trainer_env.agents.players import Player
+
 if TYPE_CHECKING:  # importing it for real would load OpenEnv
     from ml_trainer_env.agents.attempt import Attempt
+    from ml_trainer_env.models import TaskId
 
-Agent = Callable[["Attempt"], None]  # plays an attempt to its submission
-
-AGENTS: dict[str, tuple[str, str]] = {  # module and function
+AGENTS: dict[str, tuple[str, str]] = {  # module, and function or class
     "nothing": ("policies", "nothing"),
     "random": ("policies", "chance"),
     "naive": ("policies", "naive"),
@@ -20,7 +22,7 @@ AGENTS: dict[str, tuple[str, str]] = {  # module and function
     "optuna": ("search", "tpe"),
     "halving": ("search", "halving"),
     "pbt": ("search", "population"),
-    "llm": ("llm.agent", "from_environment"),
+    "llm": ("llm.agent", "LanguageModel"),
 }
 
 
@@ -28,14 +30,29 @@ class AgentUnavailable(ValueError):
     """There is no such agent, or not here; the message says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One of them. Called with an attempt, it plays it to its submission."""
+
+    play: Callable[[Attempt], None]
+    player: Callable[[TaskId], Player]  # who it is on a task; raises ValueError for bad settings
+
+    def __call__(self, attempt: Attempt) -> None:
+        self.play(attempt)
+
+
 def find(name: str) -> Agent:
     """Raises `AgentUnavailable`."""
     if name not in AGENTS:
         raise AgentUnavailable(f"no agent is named {name}; the agents are {', '.join(AGENTS)}")
-    module, function = AGENTS[name]
+    module, attribute = AGENTS[name]
     try:
-        return getattr(import_module(f"ml_trainer_env.agents.{module}"), function)
+        found = getattr(import_module(f"ml_trainer_env.agents.{module}"), attribute)
     except ModuleNotFoundError as error:
         raise AgentUnavailable(
             f"{name} needs {error.name}: install ml-trainer-env with its extra `evaluate`"
         ) from error
+    if isinstance(found, type):  # it has settings, and they decide how it plays
+        configured = found()
+        return Agent(configured.play, configured.player)
+    return Agent(found, lambda task_id: Player(agent=name))

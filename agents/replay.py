@@ -44,8 +44,7 @@ def verify(record: Record, connect: Connect) -> list[str]:
     """What comes out differently when `record` is played again; empty when nothing does."""
     lines: list[Line] = []
     header = record.header
-    with Attempt(header.agent, connect, header.task_id, header.seed, [lines.append]) as attempt:
-        attempt.model = header.model
+    with Attempt(header.player, connect, header.task_id, header.seed, [lines.append]) as attempt:
         replay(attempt, record)
     recorded = [header, *record.lines, record.end]
     return [

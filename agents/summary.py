@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from ml_trainer_env.agents.records import Ended
 
-WIDTH = 100  # columns where there is no terminal to ask
 _COLUMNS = ("score", "val", "hidden", "gap", "epochs", "calls", "errors", "return", "time")
 
 
@@ -34,12 +32,6 @@ def summary(attempts: Sequence[Ended]) -> Table:
             f"{ended.seconds:.1f} s",
         )
     return table
-
-
-def stdout() -> Console:
-    """Standard output; where it is no terminal, as wide as the tables."""
-    shown = Console(highlight=False)
-    return shown if shown.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def percent(share: float | None) -> str:

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from ml_trainer_env.models import TASK_IDS
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.team import Team
+from ml_trainer_env.terminal import stdout
 
 THREADS = 2
 AMOUNTS = {
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it runs")
     options = parser.parse_args(argv)
     # Piped output has no width of its own, and the usual guess of 80 breaks the tables.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = stdout(120, markup=True)
     results = run(tuple(dict.fromkeys(options.tasks)), options.quick, console)
     report.show(results, console)
     print(json.dumps(report.as_json(results), allow_nan=False))

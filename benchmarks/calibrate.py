@@ -22,7 +22,6 @@ import math
 import multiprocessing
 import os
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from ml_trainer_env.models import (
 )
 from ml_trainer_env.server import tasks
 from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint
+from ml_trainer_env.terminal import stdout
 
 FOLDER = Path(__file__).parents[1] / "docs" / "calibration"
 SEARCH_SEED = 0  # of the training in the search; the draws of a trial come from its number
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if unknown := set(options.tasks) - set(TASK_IDS):
         parser.error(f"tasks: unknown {', '.join(sorted(unknown))}; of {', '.join(TASK_IDS)}")
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = stdout(150)
     jobs: list[Job] = []
     for task_id in task_ids:
         if options.command == "search":

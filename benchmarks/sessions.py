@@ -13,7 +13,6 @@ import gc
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +35,7 @@ from ml_trainer_env.server.saved import SavedEpisodes
 from ml_trainer_env.server.sharing import SharingRunner
 from ml_trainer_env.server.snapshots import SnapshotFolder, Snapshots
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.terminal import stdout
 
 MB = 2**20
 BUDGET = 512 * MB  # of snapshots, the server's default
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASK_IDS, default=list(TASK_IDS))
     parser.add_argument("--quick", action="store_true", help="once each, to see that it runs")
     options = parser.parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = stdout(120, markup=True)
     begin = time.perf_counter()
     results = measure(options.tasks, options.quick, console)
     results["wall_seconds"] = time.perf_counter() - begin

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from rich.console import Console
 
 from ml_trainer_env.agents.session import CONNECTION_ERRORS
 from ml_trainer_env.benchmarks.crowd import Crowd, run
@@ -36,6 +35,7 @@ from ml_trainer_env.local_server import local_server
 from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.runner import InlineRunner
+from ml_trainer_env.terminal import stdout
 
 LOG = Path("outputs") / "logs" / "soak-server.log"
 SHORTEST = 0.5  # minutes; memory is looked at every few seconds
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.minutes < SHORTEST:
         parser.error(f"--minutes: must be at least {SHORTEST:g}; got {options.minutes:g}")
-    console = Console()
+    console = stdout()
     os.environ |= {
         "ML_TRAINER_MAX_SESSIONS": str(options.sessions),
         "ML_TRAINER_SHARING": options.sharing,

@@ -1,15 +1,17 @@
 """Agents x tasks x seeds, each attempt on record, several at a time, and resumable.
 
-What is on record in the folder already, for the same version of the task, is not played again. An
-attempt that fails is reported and leaves the others alone. Interrupted, attempts stop at their next
-answer and leave no whole record, so the same command goes on where it stopped.
+What is on record in the folder already is not played again, if it was played in the same way: by
+the same player, at the same version of the task, on the same engine. A record that was made in
+another way stays where it is, beside the new one. An attempt that fails is reported and leaves the
+others alone. Interrupted, attempts stop at their next answer and leave no whole record, so the same
+command goes on where it stopped. Two evaluations may share a folder: an attempt is played by one of
+them.
 """
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,30 +20,62 @@ from pathlib import Path
 
 from ml_trainer_env.agents import catalogue, records
 from ml_trainer_env.agents.attempt import Attempt, Observer
-from ml_trainer_env.agents.records import BadRecord, Line, RecordWriter
+from ml_trainer_env.agents.catalogue import Agent
+from ml_trainer_env.agents.players import Player, digest
+from ml_trainer_env.agents.records import BadRecord, Header, Line, RecordWriter
 from ml_trainer_env.agents.session import Connect
 from ml_trainer_env.evals.progress import Progress
-from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.models import TaskId
 
 
 class Interrupted(Exception):
     """Raised inside an attempt when the evaluation is to stop."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """An agent on a task, and who that is here and now."""
+
+    task_id: TaskId
+    agent: Agent
+    player: Player
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One attempt to be made."""
 
-    task_id: TaskId
-    agent: str
+    contender: Contender
+    task_version: int
+    engine: str | None
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.task_id}-{re.sub(r'[^A-Za-z0-9._]+', '_', self.agent)}-{self.seed}"
+        return f"{self.contender.task_id}-{self.contender.player.file_name}-{self.seed}"
 
-    def record(self, folder: Path) -> Path:
-        return folder / f"{self.name}.jsonl"
+    def is_recorded(self, folder: Path) -> bool:
+        headers = (_header(path) for path in self._records(folder))
+        return any(header is not None and self._made(header) for header in headers)
+
+    def new_record(self, folder: Path) -> Path:
+        """Where the attempt goes; what is in its place was made in the same way, or is broken."""
+        plain, own = self._records(folder)
+        header = _header(plain)
+        return plain if header is None or self._made(header) else own
+
+    def _records(self, folder: Path) -> tuple[Path, Path]:
+        """Where its record may be: the second one keeps clear of another way's."""
+        way = digest(f"{self.task_version} {self.engine}")
+        return folder / f"{self.name}.jsonl", folder / f"{self.name}-{way}.jsonl"
+
+    def _made(self, header: Header) -> bool:
+        """Whether a record with this header is one of this attempt."""
+        return (header.task_id, header.player, header.seed) == (
+            self.contender.task_id,
+            self.contender.player,
+            self.seed,
+        ) and (header.task_version, header.engine) == (self.task_version, self.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +86,23 @@ class Failure:
     error: str
 
 
-def jobs(agents: Iterable[str], tasks: Iterable[TaskId], seeds: int) -> list[Job]:
+def contenders(agents: Iterable[str], tasks: Iterable[TaskId]) -> list[Contender]:
+    """Each agent on each task, once. Raises `AgentUnavailable`, and ValueError for bad settings."""
+    found = {name: catalogue.find(name) for name in agents}
+    every = product(dict.fromkeys(tasks), found.values())
+    return [Contender(task_id, agent, agent.player(task_id)) for task_id, agent in every]
+
+
+def jobs(of: Sequence[Contender], seeds: int, connect: Connect) -> list[Job]:
     """Seed by seed, so that a part of an evaluation is a smaller evaluation."""
-    every = product(range(seeds), tasks, agents)
-    return [Job(task_id, agent, seed) for seed, task_id, agent in every]
+    asked: dict[TaskId, None] = {each.task_id: None for each in of}
+    ways = {task_id: _way(task_id, connect) for task_id in asked}
+    return [Job(each, *ways[each.task_id], seed) for seed, each in product(range(seeds), of)]
 
 
-def pending(wanted: Sequence[Job], folder: Path, connect: Connect) -> list[Job]:
-    """The jobs without a record of the present version of their task."""
-    asked = {job.task_id for job in wanted}
-    versions = {task_id: _version(task_id, connect) for task_id in TASK_IDS if task_id in asked}
-    return [job for job in wanted if _recorded_version(job.record(folder)) != versions[job.task_id]]
+def pending(wanted: Sequence[Job], folder: Path) -> list[Job]:
+    """The jobs that are not on record in `folder`."""
+    return [job for job in wanted if not job.is_recorded(folder)]
 
 
 def evaluate(
@@ -88,6 +128,16 @@ def evaluate(
     return [Failure(job, str(error) or type(error).__name__) for job, error in ended if error]
 
 
+def together(failures: Iterable[Failure]) -> Iterator[str]:
+    """One line for each error, however many attempts had it: a full disk stops them all."""
+    by_error: dict[str, list[str]] = {}
+    for failure in failures:
+        by_error.setdefault(failure.error, []).append(failure.job.name)
+    for error, names in by_error.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"{names[0]}{others} failed: {error}"
+
+
 def _play(
     job: Job,
     folder: Path,
@@ -100,13 +150,16 @@ def _play(
         if stop.is_set():
             raise Interrupted
 
-    agent = catalogue.find(job.agent)
-    with RecordWriter(job.record(folder)) as record, progress.attempt(job.name) as shown:
+    of = job.contender
+    with RecordWriter(job.new_record(folder)) as record, progress.attempt(job.name) as shown:
+        if job.is_recorded(folder):  # by another evaluation, since this one looked
+            progress.found(job.name)
+            return
         observers: list[Observer] = [record, shown, stop_when_told]
         if curves is not None:
             observers.append(_tensorboard(curves / job.name))
-        with Attempt(job.agent, connect, job.task_id, job.seed, observers) as attempt:
-            agent(attempt)
+        with Attempt(of.player, connect, of.task_id, job.seed, observers) as attempt:
+            of.agent(attempt)
 
 
 def _tensorboard(folder: Path) -> Observer:
@@ -115,16 +168,19 @@ def _tensorboard(folder: Path) -> Observer:
     return TensorBoardCurves(folder)
 
 
-def _version(task_id: TaskId, connect: Connect) -> int | None:
+def _way(task_id: TaskId, connect: Connect) -> tuple[int, str | None]:
+    """The version of the task, and the engine that trains it, behind `connect`."""
     session = connect()
     try:
         session.begin(task_id, 0)
-        return session.state().task_version
+        state = session.state()
+        return state.task_version or 0, state.engine
     finally:
         session.close()
 
 
-def _recorded_version(path: Path) -> int | None:
+def _header(path: Path) -> Header | None:
+    """Of the whole record at `path`; None when there is none."""
     with suppress(BadRecord):
-        return records.read(path).header.task_version
+        return records.read(path).header
     return None

@@ -1,5 +1,5 @@
 """The pictures of a report. Colours are Okabe and Ito's, which colour-blind people can tell apart;
-an agent has the same one everywhere.
+an agent has the same one everywhere, and of several that share it the first.
 """
 
 # matplotlib leaves many types open:
@@ -7,8 +7,10 @@ an agent has the same one everywhere.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 
@@ -17,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ml_trainer_env.evals import files
 from ml_trainer_env.evals.results import Row, tasks
 from ml_trainer_env.models import TaskId
 
@@ -36,7 +39,7 @@ COLOURS = {
     "pbt": "#cc79a7",
     "llm": "#b8a900",
 }
-OTHER = "#6b4c9a"  # an agent that is not in the list
+OTHERS = ("#6b4c9a", "#8c2d04", "#1b7837", "#c51b7d", "#2166ac", "#7f7f00")  # who has none of them
 INK, FAINT = "#222222", "#dddddd"
 DPI = 120
 PALETTE = 96  # colours of a picture file
@@ -52,19 +55,23 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         "curves.png": (_curves, "Best validation accuracy against epochs spent: median, quartiles"),
         "profile.png": (_profile, "Performance profile: the share of attempts above a score"),
     }
-    for name, (plot, _) in pictures.items():
-        _save(plot(rows), folder / name)
+    with warnings.catch_warnings():
+        # The font has no signs for all scripts that the name of a model may be written in.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        for name, (plot, _) in pictures.items():
+            _save(plot(rows), folder / name)
     return [(name, shown) for name, (_, shown) in pictures.items()]
 
 
 def _scores(rows: Sequence[Row]) -> Figure:
     """A panel a task, a line an agent: all seeds as dots, the mean with its interval above them."""
-    agents = list(dict.fromkeys(row.agent for row in rows))
+    colours = _colours(rows)
+    labels = list(colours)
     shown = tasks(rows)
-    figure, axes = _panels(len(shown), height=1.1 + 0.34 * len(agents))
+    figure, axes = _panels(len(shown), height=1.1 + 0.34 * len(labels))
     for axis, task_id in zip(axes, shown, strict=True):
         for row in (row for row in rows if row.task_id == task_id):
-            y, colour = agents.index(row.agent), _colour(row.agent)
+            y, colour = labels.index(row.label), colours[row.label]
             jitter = np.linspace(-0.16, 0.16, len(row.scores)) if len(row.scores) > 1 else [0.0]
             axis.scatter(
                 row.scores, y + np.asarray(jitter), s=14, color=colour, alpha=0.45, linewidths=0
@@ -76,8 +83,8 @@ def _scores(rows: Sequence[Row]) -> Figure:
         axis.set_title(TITLES[task_id])
         axis.set_xlim(-0.03, 1.03)
         axis.set_xlabel("final score")
-        axis.set_yticks(range(len(agents)), agents)
-        axis.set_ylim(len(agents) - 0.5, -0.5)
+        axis.set_yticks(range(len(labels)), list(map(_literal, labels)))
+        axis.set_ylim(len(labels) - 0.5, -0.5)
         axis.grid(axis="x", color=FAINT)
         axis.tick_params(axis="y", length=0)
     for axis in axes[1:]:
@@ -87,7 +94,7 @@ def _scores(rows: Sequence[Row]) -> Figure:
 
 def _curves(rows: Sequence[Row]) -> Figure:
     """What the epochs bring, whichever session they were spent in."""
-    shown = tasks(rows)
+    shown, colours = tasks(rows), _colours(rows)
     figure, axes = _panels(len(shown), height=3.5)
     for axis, task_id in zip(axes, shown, strict=True):
         finals: list[float] = []
@@ -99,9 +106,9 @@ def _curves(rows: Sequence[Row]) -> Figure:
                 continue
             middle = np.median(lines, axis=0)
             low, high = np.quantile(lines, BAND, axis=0)
-            colour = _colour(row.agent)
+            colour, label = colours[row.label], _literal(row.label)
             axis.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0, step="post")
-            axis.step(grid, middle, where="post", color=colour, linewidth=1.6, label=row.agent)
+            axis.step(grid, middle, where="post", color=colour, linewidth=1.6, label=label)
             finals.append(float(middle[-1]))
         axis.set_title(TITLES[task_id])
         axis.set_xlabel("epochs spent, all sessions")
@@ -120,10 +127,10 @@ def _profile(rows: Sequence[Row]) -> Figure:
     """The share of all attempts, every task counting the same, with at least a score."""
     figure, [axis] = _panels(1, height=3.6, width=6.4)
     thresholds = np.linspace(0, 1, PROFILE_STEPS)
-    for agent in dict.fromkeys(row.agent for row in rows):
-        own = [np.asarray(row.scores) for row in rows if row.agent == agent]
+    for label, colour in _colours(rows).items():
+        own = [np.asarray(row.scores) for row in rows if row.label == label]
         shares = np.mean([(s[:, None] >= thresholds[1:]).mean(axis=0) for s in own], axis=0)
-        axis.step(thresholds[1:], shares, color=_colour(agent), linewidth=1.8, label=agent)
+        axis.step(thresholds[1:], shares, color=colour, linewidth=1.8, label=_literal(label))
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.03)
     axis.set_xlabel("score")
@@ -172,11 +179,22 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     """As a palette PNG: flat colours need no more, and it is a third of the size."""
-    drawn = BytesIO()
+    drawn, reduced = BytesIO(), BytesIO()
     figure.savefig(drawn, dpi=DPI)
     with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE).save(path, optimize=True)
+        palette = picture.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+        palette.save(reduced, "PNG", optimize=True)
+    files.write(path, reduced.getvalue())
 
 
-def _colour(agent: str) -> str:
-    return COLOURS.get(agent.split(" ")[0], OTHER)
+def _colours(rows: Sequence[Row]) -> dict[str, str]:
+    """Of each label, in the order of the rows."""
+    others = cycle(OTHERS)
+    free = dict(COLOURS)
+    labels = {row.label: row.agent for row in rows}
+    return {label: free.pop(agent, None) or next(others) for label, agent in labels.items()}
+
+
+def _literal(label: str) -> str:
+    """As it is, for matplotlib: between dollar signs it would read a formula."""
+    return label.replace("$", r"\$")

@@ -34,6 +34,11 @@ class Progress:
         with self._bars:
             yield
 
+    def found(self, name: str) -> None:
+        """An attempt that was to be played is on record by now."""
+        self._bars.advance(self._all)
+        self._console.print(f"{name}: played by another evaluation")
+
     @contextmanager
     def attempt(self, name: str) -> Generator[Observer, None, None]:
         """An observer that moves the bar of an attempt, in epochs."""
@@ -49,7 +54,7 @@ class Progress:
             elif isinstance(line, Ended):
                 score = f"score {line.grade.score:.3f}, {line.epochs} epochs, {line.seconds:.0f} s"
                 self._bars.advance(self._all)
-                self._console.print(f"{name}: {score}", highlight=False)
+                self._console.print(f"{name}: {score}")
 
         try:
             yield observe

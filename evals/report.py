@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean, median
 
 from ml_trainer_env.agents.summary import percent
-from ml_trainer_env.evals.results import Result, Row, mean, rows, tasks
+from ml_trainer_env.evals import files
+from ml_trainer_env.evals.results import Found, Row, engines, mean, rows, tasks
 from ml_trainer_env.models import TaskId
 
 LADDER = ("nothing", "random", "naive", "expert")  # each must do better than the one before
@@ -30,36 +31,48 @@ class NoResults(ValueError):
     """There is nothing to report."""
 
 
-def write(results: Sequence[Result], folder: Path, *, command: str | None = None) -> Path:
-    """`report.md` and its pictures, in `folder`; gives the page. Raises `NoResults`."""
-    if not results:
-        raise NoResults(f"{folder}: no whole record in it")
+def write(found: Found, folder: Path, *, command: str | None = None) -> Path:
+    """`report.md` and its pictures, in `folder`; gives the page. Raises `NoResults` and OSError."""
+    if not found.results:
+        raise NoResults("\n".join([f"{folder}: no whole record in it", *found.refused]))
     from ml_trainer_env.evals import plots  # of an extra
 
-    found = rows(results)
-    pictures = plots.draw(found, folder)
+    measured = rows(found.results)
+    pictures = plots.draw(measured, folder)
     page = folder / "report.md"
-    page.write_text(markdown(found, pictures, command), encoding="utf-8")
+    text = markdown(measured, pictures, command, found.refused)
+    files.write(page, text.encode(errors="replace"))  # names of files may hold any bytes
     return page
 
 
-def markdown(found: Sequence[Row], pictures: Sequence[tuple[str, str]], command: str | None) -> str:
-    """The page. `pictures` are file names with what they show."""
-    engines = sorted({r.engine for row in found for r in row.results if r.engine})
-    versions = sorted({f"{r.task_id} v{r.task_version}" for row in found for r in row.results})
+def markdown(
+    found: Sequence[Row],
+    pictures: Sequence[tuple[str, str]],
+    command: str | None,
+    refused: Sequence[str] = (),
+) -> str:
+    """The page. `pictures` are file names with what they show, `refused` what did not count."""
+    results = [result for row in found for result in row.results]
+    trained_by = engines(results)
+    versions = sorted({f"{r.task_id} v{r.task_version}" for r in results})
     parts = ["# Evaluation"]
     if command:
         parts.append(f"```\n{command}\n```")
-    parts.append(f"Tasks: {', '.join(versions)}. Engine: {'; '.join(engines) or 'unknown'}.")
+    one = f"Engine: {trained_by[0]}." if len(trained_by) == 1 else "Engines, each with other bits:"
+    parts.append(f"Tasks: {', '.join(versions)}. {one}")
+    if len(trained_by) > 1:
+        parts.append("\n".join(f"{n}. {engine}" for n, engine in enumerate(trained_by, 1)))
     for task_id in tasks(found):
         parts += [f"## {task_id}", table([row for row in found if row.task_id == task_id])]
     parts += ["## Checks", "\n".join(f"- {line}" for line in checks(found))]
     parts += [f"![{shown}]({name})" for name, shown in pictures]
+    if refused:
+        parts += ["## Not counted", "\n".join(f"- {' '.join(each.split())}" for each in refused)]
     return "\n\n".join(parts) + "\n"
 
 
 def table(found: Sequence[Row]) -> str:
-    """One line an agent. The numbers are means over the seeds unless they say otherwise."""
+    """One line a player. The numbers are means over the seeds unless they say otherwise."""
     lines = [_line(_COLUMNS), _line(["---", *["---:"] * (len(_COLUMNS) - 1)])]
     lines += [_line(_cells(row)) for row in found]
     return "\n".join(lines)
@@ -69,12 +82,18 @@ def checks(found: Sequence[Row]) -> list[str]:
     """What must hold of any evaluation, and whether it does."""
     lines: list[str] = []
     for task_id in tasks(found):
-        of_task = {row.agent: row for row in found if row.task_id == task_id}
-        lines += _ladder(task_id, [of_task[name] for name in LADDER if name in of_task])
-        lines += _hidden(task_id, list(of_task.values()))
+        of_task = [row for row in found if row.task_id == task_id]
+        for way in dict.fromkeys(map(_circumstances, of_task)):
+            compared = {row.agent: row for row in of_task if _circumstances(row) == way}
+            lines += _ladder(task_id, [compared[name] for name in LADDER if name in compared])
+        lines += _hidden(task_id, of_task)
     highest = max(score for row in found for score in row.scores)
     lines.append(f"Highest score: {highest:.4f} ({_verdict(highest <= 1)}: none above 1).")
     return lines
+
+
+def _circumstances(row: Row) -> tuple[int, str | None]:
+    return row.results[0].task_version, row.results[0].engine
 
 
 def _ladder(task_id: TaskId, ladder: Sequence[Row]) -> list[str]:
@@ -82,7 +101,7 @@ def _ladder(task_id: TaskId, ladder: Sequence[Row]) -> list[str]:
     for lower, higher in pairwise(ladder):
         apart = lower.interval.below(higher.interval)
         lines.append(
-            f"{task_id}: {lower.agent} {_score(lower)} < {higher.agent} {_score(higher)}, "
+            f"{task_id}: {lower.label} {_score(lower)} < {higher.label} {_score(higher)}, "
             f"intervals apart: {_verdict(apart)}."
         )
     return lines
@@ -116,7 +135,7 @@ def _hidden(task_id: TaskId, found: Sequence[Row]) -> list[str]:
 def _cells(row: Row) -> list[str]:
     results, interval = row.results, row.interval
     return [
-        row.agent,
+        row.label,
         f"{len(results)}",
         f"**{fmean(row.scores):.3f}**",
         f"{interval.low:.3f} to {interval.high:.3f}",
@@ -139,4 +158,5 @@ def _verdict(holds: bool) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"

@@ -1,22 +1,31 @@
-"""What records say, as numbers: one result an attempt, and statistics over the seeds."""
+"""What records say, as numbers: one result an attempt, and statistics over the seeds.
+
+Attempts are averaged only if they were made in the same way: by the same player, at the same
+version of the task, on the same engine. A file that is no whole record is named and does not count.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import JsonValue
 
 from ml_trainer_env.agents import records
 from ml_trainer_env.agents.catalogue import AGENTS
-from ml_trainer_env.agents.records import Record
+from ml_trainer_env.agents.players import Player
+from ml_trainer_env.agents.records import BadRecord, Record
 from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.terminal import plain
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+LONGEST = 60  # characters of one part of a label
 
 
 class Point(NamedTuple):
@@ -30,7 +39,7 @@ class Point(NamedTuple):
 class Result:
     """One attempt. Accuracies and gap are those of the graded checkpoint, None when untrained."""
 
-    agent: str
+    player: Player
     task_id: TaskId
     task_version: int
     seed: int
@@ -49,7 +58,7 @@ class Result:
     def of(cls, record: Record) -> Result:
         header, end = record.header, record.end
         return cls(
-            agent=f"{header.agent} ({header.model})" if header.model else header.agent,
+            player=header.player,
             task_id=header.task_id,
             task_version=header.task_version,
             seed=header.seed,
@@ -65,6 +74,19 @@ class Result:
             curve=_curve(record),
         )
 
+    @property
+    def way(self) -> Way:
+        return Way(self.task_id, self.player.key, self.task_version, self.engine or "")
+
+
+class Way(NamedTuple):
+    """How an attempt was made, but for its seed."""
+
+    task_id: TaskId
+    player: str
+    task_version: int
+    engine: str
+
 
 class Interval(NamedTuple):
     """Bounds of a mean."""
@@ -78,9 +100,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An agent on a task, over its seeds."""
+    """A player on a task, over its seeds. Its label says what tells it from other rows."""
 
     agent: str
+    label: str
     task_id: TaskId
     results: tuple[Result, ...]
 
@@ -94,21 +117,48 @@ class Row:
         return bootstrap(self.scores)
 
 
-def load(folder: Path) -> list[Result]:
-    """The whole records below `folder`. Raises `BadRecord`."""
-    return [Result.of(records.read(path)) for path in records.find(folder)]
+class Found(NamedTuple):
+    """What a folder holds: the attempts, and of each other file why it does not count."""
+
+    results: list[Result]
+    refused: list[str]
+
+
+def load(folder: Path) -> Found:
+    """The records below `folder`; of copies of one record the first."""
+    known: dict[bytes, Path] = {}
+    found = Found([], [])
+    for path in records.find(folder):
+        try:
+            record = records.read(path)
+        except BadRecord as error:
+            found.refused.append(str(error))
+            continue
+        content = hashlib.sha256(record.model_dump_json().encode()).digest()
+        first = known.setdefault(content, path)
+        if first == path:
+            found.results.append(Result.of(record))
+        else:
+            found.refused.append(f"{path}: a copy of {first}")
+    return found
 
 
 def rows(results: Iterable[Result]) -> list[Row]:
     """By task, and within a task in the catalogue's order of agents."""
-    found: defaultdict[tuple[TaskId, str], list[Result]] = defaultdict(list)
+    found: defaultdict[Way, list[Result]] = defaultdict(list)
     for result in results:
-        found[result.task_id, result.agent].append(result)
-    order = sorted(found, key=lambda key: (TASK_IDS.index(key[0]), _rank(key[1])))
-    return [
-        Row(agent, task_id, tuple(sorted(found[task_id, agent], key=lambda r: r.seed)))
-        for task_id, agent in order
+        found[result.way].append(result)
+    labels = _labels({way: of[0] for way, of in found.items()})
+    made = [
+        Row(of[0].player.agent, labels[way], way.task_id, tuple(sorted(of, key=lambda r: r.seed)))
+        for way, of in found.items()
     ]
+    return sorted(made, key=lambda row: (TASK_IDS.index(row.task_id), *_rank(row)))
+
+
+def engines(results: Iterable[Result]) -> list[str]:
+    """The fingerprints, in the order by which labels number them."""
+    return sorted({result.engine or "unknown" for result in results})
 
 
 def tasks(found: Sequence[Row]) -> list[TaskId]:
@@ -132,10 +182,46 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _rank(agent: str) -> tuple[int, str]:
-    name = agent.split(" ")[0]
+def _rank(row: Row) -> tuple[int, str]:
     names = list(AGENTS)
-    return (names.index(name) if name in names else len(names)), agent
+    return (names.index(row.agent) if row.agent in names else len(names)), row.label
+
+
+def _labels(examples: Mapping[Way, Result]) -> dict[Way, str]:
+    """Agent and model, and of all else what differs between the ways of one agent on a task."""
+    known = engines(examples.values())
+    all_else = {
+        way: dict[str, JsonValue](
+            of.player.options
+            | {"task version": of.task_version, "engine": known.index(of.engine or "unknown") + 1}
+        )
+        for way, of in examples.items()
+    }
+    labels: dict[Way, str] = {}
+    taken = Counter[tuple[TaskId, str]]()
+    for way, of in examples.items():
+        alike = [
+            all_else[other]
+            for other, example in examples.items()
+            if (other.task_id, example.player.agent, example.player.model)
+            == (way.task_id, of.player.agent, of.player.model)
+        ]
+        names = dict.fromkeys(name for each in alike for name in each)
+        telling = [n for n in names if len({repr(each.get(n)) for each in alike}) > 1]
+        parts = [of.player.model] if of.player.model else []
+        parts += [f"{name} {all_else[way].get(name)}" for name in telling]
+        shown = ", ".join(map(_plain, parts))
+        label = _plain(of.player.agent) + (f" ({shown})" if shown else "")
+        taken[way.task_id, label] += 1  # long names may begin alike
+        copy = taken[way.task_id, label]
+        labels[way] = label if copy == 1 else f"{label} #{copy}"
+    return labels
+
+
+def _plain(text: str) -> str:
+    """`text` on one line, and no longer than is read; it comes from files."""
+    shown = " ".join(plain(text).split())
+    return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
 
 
 def _curve(record: Record) -> tuple[Point, ...]:

@@ -27,6 +27,7 @@ from ml_trainer_env.server.guard import Guard
 from ml_trainer_env.server.messages import MAX_BYTES
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
 from ml_trainer_env.server.places import Places
+from ml_trainer_env.server.published import publish
 from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.server.visitor import Terms
@@ -83,6 +84,7 @@ def build(
         title_override=TITLE,
     )
     _remove_shared_environment(app)
+    publish(app)
     _add_standard_mcp(app, environment, settings)
     app.add_middleware(Connections, idle_timeout=timeout)
     app.add_middleware(Guard, token=settings.token, origins=settings.origins)  # outermost

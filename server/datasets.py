@@ -304,8 +304,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_table(rows: Sequence[Status]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from ml_trainer_env.terminal import stdout
 
     table = Table("data set", "train / val / test", "image", "source", "state")
     for row in rows:
@@ -313,7 +314,7 @@ def _print_table(rows: Sequence[Status]) -> None:
         sizes = " / ".join(map(str, canon.images))
         shape = "x".join(map(str, canon.image_shape))
         table.add_row(row.name, sizes, shape, row.source, row.state)
-    Console().print(table)
+    stdout().print(table)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from fastmcp.exceptions import PromptError, ResourceError
 from fastmcp.prompts import Prompt, PromptArgument
 from pydantic import PrivateAttr
 
-from ml_trainer_env.models import MAX_SEED
 from ml_trainer_env.server import rules
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError, shown, validate
@@ -75,6 +74,9 @@ class PlayPrompt(Prompt):
 
 
 def _number(value: Any) -> Any:
-    """MCP's prompts are given nothing but strings."""
-    is_one = isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_SEED))
-    return int(value) if is_one else value
+    """MCP's prompts are given nothing but strings: one that JSON reads as a number is meant so."""
+    try:
+        read = json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
+    return read if type(read) in (int, float) else value

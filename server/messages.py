@@ -1,8 +1,10 @@
 """Which incoming messages are refused before OpenEnv reads them, and what is answered instead.
 
 Pure functions. OpenEnv ends the session, or answers 500, on a message that is not a JSON object,
-is nested too deeply, or holds text that cannot be sent back. Everything that passes here it handles
-itself. The answers are in the protocol of the door: OpenEnv's error message, or JSON-RPC's.
+is nested too deeply, or holds text that cannot be sent back; and its own models would make a number
+of "3" and of true. So every message is held against its model here, as it came, and means the same
+at every door. Everything that passes OpenEnv handles itself. The answers are in the protocol of the
+door: OpenEnv's error message, or JSON-RPC's.
 """
 
 from __future__ import annotations
@@ -15,12 +17,18 @@ from typing import Any, TypeVar
 from openenv.core.env_server.mcp_types import (
     CallToolAction,
     JsonRpcErrorCode,
+    JsonRpcRequest,
     JsonRpcResponse,
     ListToolsAction,
     WSMCPMessage,
 )
 from openenv.core.env_server.types import (
     BaseMessage,
+    GetTaskRangeRequest,
+    GetTaskRequest,
+    ListTasksRequest,
+    NumTasksRequest,
+    StepRequest,
     WSCloseMessage,
     WSErrorCode,
     WSErrorResponse,
@@ -28,7 +36,9 @@ from openenv.core.env_server.types import (
     WSStateMessage,
     WSStepMessage,
 )
+from pydantic import BaseModel
 
+from ml_trainer_env.server.reset_options import ResetOptions
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown, validate
 
 MAX_BYTES = 64 * 1024  # a tool call takes a few hundred
@@ -44,10 +54,20 @@ _MESSAGES: dict[str, type[BaseMessage]] = {
     "mcp": WSMCPMessage,
 }
 _ACTIONS = {"call_tool": CallToolAction, "list_tools": ListToolsAction}
+_TASK_API: dict[str, type[BaseMessage]] = {  # by the end of the path: /NAME/tasks
+    "tasks": ListTasksRequest,
+    "num_tasks": NumTasksRequest,
+    "task": GetTaskRequest,
+    "task_range": GetTaskRangeRequest,
+}
 
 
 class BadMessage(ActionError):
     """Not a JSON object that can be handled, whatever it means."""
+
+
+class BadRequest(ActionError):
+    """Not a request of JSON-RPC."""
 
 
 def openenv_refusal(text: str) -> str | None:
@@ -70,12 +90,14 @@ def rpc_refusal(text: str | bytes) -> str | None:
     request_id = None
     try:
         request = _json_object(text)
-        if isinstance(request.get("id"), (str, int)):
+        if type(request.get("id")) in (str, int):  # true is an int in Python
             request_id = request["id"]
         _check_rpc(request)
         return None
     except BadMessage as error:
         code, problem = JsonRpcErrorCode.PARSE_ERROR, error
+    except BadRequest as error:
+        code, problem = JsonRpcErrorCode.INVALID_REQUEST, error
     except ActionError as error:
         code, problem = JsonRpcErrorCode.INVALID_PARAMS, error
     return JsonRpcResponse.error_response(
@@ -97,7 +119,9 @@ def http_refusal(path: str, body: bytes) -> tuple[int, dict[str, Any]] | None:
     if not body:  # a reset without options
         return None
     try:
-        _check_finite(_json_object(body))
+        content = _json_object(body)
+        _check_finite(content)
+        _check_body(path, content)
     except ActionError as error:
         return 422, {"detail": str(error)}
     return None
@@ -141,23 +165,45 @@ def _check_openenv(message: dict[str, Any]) -> None:
     kind = message.get("type")
     if not isinstance(kind, str) or kind not in _MESSAGES:
         raise InvalidArguments(f"type: must be one of {', '.join(_MESSAGES)}; got {shown(kind)}")
-    validate(_MESSAGES[kind], message, subject=f"a {kind} message")
-    data = message.get("data")
-    if kind == "step" and isinstance(data, dict):
-        action = data.get("type", "call_tool")
-        if not isinstance(action, str) or action not in _ACTIONS:
-            allowed = ", ".join(_ACTIONS)
-            raise InvalidArguments(f"data.type: must be one of {allowed}; got {shown(action)}")
-        validate(_ACTIONS[action], data, subject=f"the action {action}")
-    if kind == "mcp" and isinstance(data, dict):
-        _check_rpc(data)
+    _check(_MESSAGES[kind], message, f"a {kind} message")
+    if kind == "step":
+        _check_action("data", message["data"])
+    if kind == "mcp":
+        _check_rpc(message["data"])
+
+
+def _check_action(where: str, action: dict[str, Any]) -> None:
+    """Raise `InvalidArguments` unless `action`, the field `where` of a message, is one."""
+    kind = action.get("type", "call_tool")
+    if not isinstance(kind, str) or kind not in _ACTIONS:
+        allowed = ", ".join(_ACTIONS)
+        raise InvalidArguments(f"{where}.type: must be one of {allowed}; got {shown(kind)}")
+    _check(_ACTIONS[kind], action, f"the action {kind}")
+
+
+def _check_body(path: str, body: dict[str, Any]) -> None:
+    """Raise `InvalidArguments` unless `body` is what is sent to `path`."""
+    if path == "/reset":
+        validate(ResetOptions, body, subject="reset")
+    elif path == "/step":
+        _check(StepRequest, body, "a step")
+        _check_action("action", body["action"])
+    elif (name := path.rpartition("/")[2]) in _TASK_API:
+        _check(_TASK_API[name], body, "this request")
+
+
+def _check(model: type[BaseModel], message: dict[str, Any], subject: str) -> None:
+    """Raise `InvalidArguments` unless `message` is one that OpenEnv reads as it was meant."""
+    validate(model, message, subject=subject, null_is_absent=False)
 
 
 def _check_rpc(request: dict[str, Any]) -> None:
-    """Raise `InvalidArguments` for parameters that OpenEnv uses without looking at their type."""
-    params = request.get("params")
-    if not isinstance(params, dict):
-        return  # OpenEnv says what is wrong with it
+    """Raise `BadRequest`, or `InvalidArguments` for parameters that OpenEnv takes as they come."""
+    try:
+        _check(JsonRpcRequest, request, "a request")
+    except InvalidArguments as error:
+        raise BadRequest(str(error)) from None
+    params = request.get("params", {})
     for name, kind, allowed in (
         ("session_id", str, "a string"),
         ("name", str, "a string, the name of a tool"),

@@ -20,18 +20,19 @@ class Reached(Protocol):
 
 def note(text: str) -> None:
     """One line on stderr."""
-    from rich.console import Console
+    from ml_trainer_env.terminal import stderr
 
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    stderr().print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def step(text: str) -> Iterator[Reached]:
     """Show one step while the block runs; the block may call what is yielded, or not."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    from ml_trainer_env.terminal import stderr
+
+    console = stderr()
     if not console.is_terminal:
         note(text)
         yield lambda done, total=0: None

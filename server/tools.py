@@ -139,6 +139,14 @@ TOOLS: dict[str, ToolSpec] = {
 }
 
 
+def checked(name: str, arguments: Mapping[str, Any]) -> tuple[ToolSpec, BaseModel]:
+    """The tool, and its arguments as it takes them. Raises `UnknownTool`, `InvalidArguments`."""
+    spec = TOOLS.get(name)
+    if spec is None:
+        raise UnknownTool(f"no tool is named {shown(name)}; the tools are {', '.join(TOOLS)}")
+    return spec, validate(spec.arguments, arguments, subject=name)
+
+
 def call(
     episode: Episode | None, name: str, arguments: Mapping[str, Any], stop: Stop = never
 ) -> TrainingStatus:
@@ -147,10 +155,7 @@ def call(
     Raises `ActionError` (`UnknownTool`, `InvalidArguments`) for what cannot be done; nothing has
     changed then. Any other exception is our fault; nothing has changed then either.
     """
-    spec = TOOLS.get(name)
-    if spec is None:
-        raise UnknownTool(f"no tool is named {shown(name)}; the tools are {', '.join(TOOLS)}")
-    given = validate(spec.arguments, arguments, subject=name)
+    spec, given = checked(name, arguments)
     if episode is None:
         raise ActionError('no episode has begun: reset first, e.g. reset(task_id="easy_mnist")')
     return spec.act(episode, given, stop)

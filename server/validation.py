@@ -2,7 +2,8 @@
 
 Guarantees: the message of `InvalidArguments` names every offending field, what it may be, and what
 it was; the allowed values come from the model itself, so they are declared once. It is plain ASCII
-of bounded length whatever was sent, so it can be sent back in any protocol.
+of bounded length whatever was sent, so it can be sent back in any protocol. What is valid by the
+model's JSON schema is taken, and nothing else is: 5.0 is a whole number, "5" and true are none.
 """
 
 from __future__ import annotations
@@ -29,26 +30,30 @@ class InvalidArguments(ActionError):
     """A name, a type or a value that does not exist."""
 
 
-def validate(model: type[M], values: Mapping[str, Any], *, subject: str) -> M:
+def validate(
+    model: type[M], values: Mapping[str, Any], *, subject: str, null_is_absent: bool = True
+) -> M:
     """`values` as a `model`; `subject` is who takes these arguments, for the messages.
 
-    A null for a field that has a default means that it was left out: language models fill in
-    optional arguments that way. Raises `InvalidArguments`.
+    A null for a field that has a default means that it was left out, unless `null_is_absent` is
+    false: language models fill in optional arguments that way. Raises `InvalidArguments`.
     """
-    fields = model.model_fields
+    fields, schema = model.model_fields, _properties(model)
     names = ", ".join(fields) or "no arguments"
     faults = [
         f"{shown(name)}: unknown; {subject} takes {names}" for name in values if name not in fields
     ]
     given = {
-        name: value
+        name: _number(value, schema[name])
         for name, value in values.items()
-        if name in fields and not (value is None and not fields[name].is_required())
+        if name in fields
+        and not (value is None and null_is_absent and not fields[name].is_required())
     }
     try:
-        valid = model.model_validate(given)
+        valid = model.model_validate(given, strict=True)
     except ValidationError as error:
-        faults += [_fault(model, subject, detail) for detail in error.errors()]
+        # A field of several types has a fault for each, and one message tells them all.
+        faults += dict.fromkeys(_fault(model, subject, each, values) for each in error.errors())
     else:
         if not faults:
             return valid
@@ -76,21 +81,32 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-def _fault(model: type[BaseModel], subject: str, detail: ErrorDetails) -> str:
+def _number(value: object, schema: Mapping[str, Any]) -> object:
+    """`value`; a whole number as one, however it is written: JSON has one kind of numbers."""
+    if isinstance(value, float) and value.is_integer():
+        return (
+            int(value) if any(kind.get("type") == "integer" for kind in _kinds(schema)) else value
+        )
+    return value
+
+
+def _fault(
+    model: type[BaseModel], subject: str, detail: ErrorDetails, sent: Mapping[str, Any]
+) -> str:
     """One fault: `learning_rate: must be a number with 0 < learning_rate <= 10; got -1`."""
     location = detail["loc"]
     field = str(location[0]) if location else subject
-    rule = _rule(field, _schema(model)["properties"].get(field, {})) or detail["msg"]
+    rule = _rule(field, _properties(model).get(field, {})) or detail["msg"]
     if detail["type"] == "missing":
         return f"{field}: is required; {rule}"
-    return f"{field}: {rule}; got {shown(detail['input'])}"
+    return f"{field}: {rule}; got {shown(sent.get(field, detail['input']))}"
 
 
 def _rule(name: str, schema: Mapping[str, Any]) -> str:
     """What a field's JSON schema allows, in words; empty when it says nothing that helps."""
-    if "anyOf" in schema:  # an optional field: null is spoken of nowhere
-        kinds: list[dict[str, Any]] = schema["anyOf"]
-        return _rule(name, next(kind for kind in kinds if kind.get("type") != "null"))
+    if "anyOf" in schema:
+        rules = [_rule(name, kind) for kind in _kinds(schema)]
+        return " or ".join([rules[0], *(rule.removeprefix("must be ") for rule in rules[1:])])
     if "enum" in schema:
         return f"must be one of {', '.join(json.dumps(value) for value in schema['enum'])}"
     if "const" in schema:
@@ -103,8 +119,8 @@ def _rule(name: str, schema: Mapping[str, Any]) -> str:
         case "number":
             return f"must be a number{_bounds(name, schema)}"
         case "string":
-            longest = schema.get("maxLength")
-            return "must be a string" + (f" of 1 to {longest} characters" if longest else "")
+            least, most = schema.get("minLength", 0), schema.get("maxLength")
+            return "must be a string" + (f" of {least} to {most} characters" if most else "")
         case "object":
             return "must be an object"
         case _:
@@ -120,6 +136,16 @@ def _bounds(name: str, schema: Mapping[str, Any]) -> str:
     if "maximum" in schema:
         high = f" <= {schema['maximum']}"
     return f" with {low}{name}{high}" if low or high else ""
+
+
+def _kinds(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a field may be, one by one; null, which stands for leaving it out, is not told."""
+    kinds: list[Mapping[str, Any]] = schema.get("anyOf", [schema])
+    return [kind for kind in kinds if kind.get("type") != "null"]
+
+
+def _properties(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    return _schema(model).get("properties", {})
 
 
 @cache

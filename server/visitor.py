@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ml_trainer_env.models import DEFAULT_TASK_ID, TaskId, TrainingStatus
+from ml_trainer_env.server import tools
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.reset_options import DEFAULT_SEED, Seed
@@ -109,6 +110,7 @@ class Visitor:
         """Call one of the six tools; `notice` is told of epoch boundaries. Raises `ActionError`."""
         with self._not_silent():
             if self._environment is None or self._environment.episode is None:
+                tools.checked(name, arguments)  # a mistake is told first, as at every door
                 raise ActionError(f"{self._why_none}: call {BEGIN} first")
             return await self._environment.call_async(name, arguments, notice)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -267,6 +268,23 @@ def test_sessions_share_one_budget(runner: FakeRunner) -> None:
         second.call("submit_model")
         with pytest.raises(Refused, match="one submission"):
             first.call("submit_model")
+
+
+@pytest.mark.parametrize(
+    ("asked", "ran"), [(20, 5), (20.0, 5), (5.0, 5), (3, 3), (25, 0), (2.5, 0), ("9", 0), (True, 0)]
+)
+def test_what_is_left_of_the_budget_bounds_every_way_to_write_a_number(
+    asked: Any, ran: int, runner: FakeRunner
+) -> None:
+    with Attempt("mine", in_process(runner), "hard_cifar", 0) as attempt:
+        first, second = attempt.begin(), attempt.begin()
+        for trial in (first, second):
+            trial.call("configure_training")
+        for epochs in (20, 20, 15):
+            first.run(epochs)
+        with nullcontext() if ran else pytest.raises(Refused, match="num_epochs: must be"):
+            assert second.call("run_epochs", num_epochs=asked).epochs_run == ran
+        assert runner.advanced == 55 + ran
 
 
 def test_the_return_is_that_of_the_submitted_session(runner: FakeRunner) -> None:

@@ -85,7 +85,10 @@ def test_broken_frames_are_answered_and_the_session_goes_on(server: str) -> None
         ('{"type": "step", "data": {"type": "go"}}', "data.type: must be one of call_tool"),
         ('{"type": "step", "data": {"tool_name": 5}}', "tool_name: must be a string; got 5"),
         ('{"type": "step", "data": {"tool_name": "a", "arguments": 5}}', "arguments: must be an"),
-        ('{"type": "mcp", "data": {"params": {"name": 5}}}', "name: must be a string"),
+        (
+            '{"type": "mcp", "data": {"jsonrpc": "2.0", "method": "m", "params": {"name": 5}}}',
+            "name: must be a string",
+        ),
     ],
 )
 def test_a_refused_frame_names_the_field(frame: str, said: str) -> None:

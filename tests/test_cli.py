@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import subprocess
 import sys
@@ -10,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import run
 from live import eventually, free_port, listens
-from typer.testing import CliRunner
 
 from ml_trainer_env.agents.catalogue import AGENTS
-from ml_trainer_env.cli import app
 from ml_trainer_env.models import TASK_IDS
 
 COMMANDS = ["demo", "serve", "mcp", "data fetch", "data status", "evaluate", "report", "replay"]
@@ -23,13 +21,6 @@ COMMANDS = ["demo", "serve", "mcp", "data fetch", "data status", "evaluate", "re
 @pytest.fixture(autouse=True)
 def somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, re.sub(r"[\s│]+", " ", done.output)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

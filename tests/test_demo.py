@@ -17,7 +17,6 @@ from live import eventually, listens
 from ml_trainer_env import demo
 from ml_trainer_env.agents.moves import COOLING, Move
 from ml_trainer_env.agents.scripted import RECIPES, scripted
-from ml_trainer_env.agents.summary import WIDTH
 from ml_trainer_env.local_server import ServerError
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
@@ -29,6 +28,7 @@ from ml_trainer_env.models import (
 from ml_trainer_env.server import tools
 from ml_trainer_env.server.episode import Episode
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.terminal import WIDTH
 
 CLI = [sys.executable, "-m", "ml_trainer_env.cli"]
 ANSI = "\x1b"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from live import listens
+from live import free_port, listens
 
 from ml_trainer_env.local_server import ServerError, local_server
 
@@ -67,3 +67,12 @@ def test_a_server_may_have_another_sign_of_health(tmp_path: Path) -> None:
     program = [sys.executable, "-c", HEALTHY.replace("/health", "/v1/models")]
     with local_server(tmp_path / "log", program, "/v1/models") as address:
         assert listens(address)
+
+
+def test_a_port_of_choice_is_used_where_it_is_free(tmp_path: Path) -> None:
+    program, port = [sys.executable, "-c", HEALTHY], free_port()
+    for _ in range(2):  # it is free again at once
+        with local_server(tmp_path / "log", program, port=port) as address:
+            assert address == f"http://127.0.0.1:{port}"
+            with local_server(tmp_path / "other", program, port=port) as other:
+                assert other != address

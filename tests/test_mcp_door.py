@@ -221,8 +221,8 @@ def test_the_prompt_starts_an_agent_off(url: str) -> None:
     async def scenario() -> tuple[str, list[Any]]:
         async with client(url) as session:
             prompts = await session.list_prompts()
-            given = await session.get_prompt("play", {"task_id": "hard_cifar", "seed": "7"})
-            for bad in ({"task_id": "imagenet"}, {"seed": "soon"}, {"seed": "-1"}):
+            given = await session.get_prompt("play", {"task_id": "hard_cifar", "seed": "7.0"})
+            for bad in ({"task_id": "imagenet"}, {"seed": "soon"}, {"seed": "-1"}, {"seed": "1.5"}):
                 with pytest.raises(Exception, match="must be"):
                     await session.get_prompt("play", bad)
             await session.get_prompt("play")

@@ -7,8 +7,9 @@ number of requests whatever the model answers.
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cached_property
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 
@@ -16,13 +17,14 @@ from ml_trainer_env.agents.attempt import Attempt, Refused, Trial
 from ml_trainer_env.agents.llm import prompt
 from ml_trainer_env.agents.llm.chat import Chat, Reply, ToolRequest
 from ml_trainer_env.agents.llm.settings import LLMSettings
+from ml_trainer_env.agents.players import Player
+from ml_trainer_env.models import TaskId
 
 SHOWN = 120  # characters of a model's own words that are shown to it again
 
 
 def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
     """A whole episode. Raises `EndpointError` when the model cannot be asked."""
-    attempt.model = chat.model
     trial = attempt.begin()
     goal, tools = trial.status.message, attempt.tools()
     log: list[str] = []
@@ -37,17 +39,44 @@ def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
     trial.call("submit_model")
 
 
-def from_environment(attempt: Attempt) -> None:
-    """`play` with the settings of this process. Raises `LLMSettingsError` too."""
-    settings, chat = _of_this_process()
-    play(attempt, chat, settings.decisions(attempt.task_id))
+def player(settings: LLMSettings, task_id: TaskId) -> Player:
+    """Who plays with these settings: all of them that change what the model is asked."""
+    return Player(
+        agent="llm",
+        model=settings.model,
+        options={
+            "endpoint": address(settings.base_url),
+            "decisions": settings.decisions(task_id),
+            "reasoning effort": settings.llm_reasoning_effort,
+        },
+    )
 
 
-@cache
-def _of_this_process() -> tuple[LLMSettings, Chat]:
-    """One chat for all attempts, so that they share its cap."""
-    settings = LLMSettings.load()
-    return settings, Chat(settings)
+class LanguageModel:
+    """The agent with the settings of this process, which are read once, when they are needed.
+
+    Its methods raise what `LLMSettings.load` does.
+    """
+
+    def player(self, task_id: TaskId) -> Player:
+        settings, _ = self._asked
+        return player(settings, task_id)
+
+    def play(self, attempt: Attempt) -> None:
+        settings, chat = self._asked
+        play(attempt, chat, settings.decisions(attempt.task_id))
+
+    @cached_property
+    def _asked(self) -> tuple[LLMSettings, Chat]:
+        """One chat for all attempts, so that they share its cap."""
+        settings = LLMSettings.load()
+        return settings, Chat(settings)
+
+
+def address(url: str) -> str:
+    """Without what may be a secret: a name and password, or a query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _carry_out(trial: Trial, reply: Reply) -> str:

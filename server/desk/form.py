@@ -36,11 +36,6 @@ class Field:
     schema: Mapping[str, Any]
     widget: Component
 
-    def argument(self, value: Any) -> Any:
-        """What the widget holds, as the tool takes it: 5.0 is no whole number in JSON's eyes."""
-        whole = isinstance(value, float) and value.is_integer()
-        return int(value) if whole and _kind(self.schema) == "integer" else value
-
 
 def fields(tool: str) -> tuple[Field, ...]:
     """The arguments of `tool`, laid out where they are made, in the order of the schema."""
@@ -52,7 +47,7 @@ def fields(tool: str) -> tuple[Field, ...]:
 
 def arguments(of: Sequence[Field], values: Sequence[Any]) -> dict[str, Any]:
     """What is in the widgets, as a tool's arguments."""
-    return {field.name: field.argument(value) for field, value in zip(of, values, strict=True)}
+    return {field.name: value for field, value in zip(of, values, strict=True)}
 
 
 def changed(wanted: Mapping[str, Any], of: Sequence[Field], now: Mapping[str, Any]) -> Any:

@@ -82,7 +82,7 @@ class PlayTab:
             )
             with gr.Row(elem_classes="desk-inline"):
                 self._seed = gr.Number(
-                    DEFAULT_SEED, label="Seed", precision=0, min_width=90, elem_id="desk-seed"
+                    DEFAULT_SEED, label="Seed", min_width=90, elem_id="desk-seed"
                 )
                 self._start = self._button("Start episode", "start", primary=True)
             self._note("begin")
