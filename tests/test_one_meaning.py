@@ -238,12 +238,16 @@ def reset_refusals(doors: Doors, options: dict[str, Any]) -> Iterator[tuple[str,
     yield "HTTP", None if answer.status_code == 200 else answer.json()["detail"]
     told = doors.ask(json.dumps({"type": "reset", "data": options}))
     yield "WebSocket", None if "observation" in told else told["message"]
+    doors.ask('{"type": "reset"}')  # so that an id is free again
+    alone = environment()
     try:
-        environment().reset(**options)
+        alone.reset(**options)
     except ActionError as error:
         yield "in process", str(error)
     else:
         yield "in process", None
+    finally:
+        alone.close()
 
 
 @given(options=objects({"properties": {name: RESET["properties"][name] for name in ALONE}}))
