@@ -17,9 +17,11 @@ from fastmcp import FastMCP
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 
-from ml_trainer_env.server import process
+from ml_trainer_env.server import data_folder, process
 from ml_trainer_env.server.mcp_door import mcp_server
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.settings import current
+from ml_trainer_env.variables import settings_explained
 
 
 async def serve(server: FastMCP) -> None:
@@ -46,8 +48,11 @@ def _prepare() -> None:
     process.prepare(workers=False)
 
 
+@settings_explained()
 def main() -> None:
     """Serve until the client goes away."""
+    current()
+    data_folder.require_usable()
     logging.basicConfig(level=logging.WARNING)  # standard error
     # Python's own answer to Ctrl-C would wait for the next line of standard input.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
