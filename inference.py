@@ -6,7 +6,8 @@
 
 The variables are in `agents/llm/settings.py`. Each episode is recorded below `outputs/evals`, and a
 table ends the run. Exit status: 0 when every task was graded, 1 when the model or the environment
-could not be reached (what was finished is kept), 2 for settings that cannot be used.
+could not be reached (what was finished is kept), 2 for settings that cannot be used: each is told
+in one line.
 """
 
 from __future__ import annotations
@@ -20,42 +21,42 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from ml_trainer_env import program  # first: it must come before OpenEnv
 from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.llm import agent
 from ml_trainer_env.agents.llm.chat import Chat, EndpointError
-from ml_trainer_env.agents.llm.settings import LLMSettings, LLMSettingsError
+from ml_trainer_env.agents.llm.settings import LLMSettings
 from ml_trainer_env.agents.records import Called, Ended, Line, RecordWriter, Remark
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
 from ml_trainer_env.agents.summary import stdout, summary
 from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.variables import one_line
 
 OUTPUTS = Path("outputs") / "evals"
 SEED = 0
 
 
+@program.settings_explained()
 def main() -> int:
     """Play, and give the exit status."""
     console = stdout()
-    try:
-        settings = LLMSettings.load()
-    except LLMSettingsError as error:
-        console.print(Text(str(error), "bold red"))
-        return 2
+    settings = LLMSettings.load()
     chat = Chat(settings)
     folder = OUTPUTS / _file_name(f"{datetime.now():%Y%m%d-%H%M%S}-{settings.model}")
-    console.print(f"{settings.model} at {settings.base_url}, environment {settings.env_url}")
+    where = f"{settings.model} at {settings.base_url}, environment {settings.env_url}"
+    console.print(one_line(where), markup=False)
     ended: list[Ended] = []
     failure = None
     for task_id in TASK_IDS:
         try:
             ended.append(_play(task_id, settings, chat, folder, console))
         except (EndpointError, *CONNECTION_ERRORS) as error:
-            failure = f"{task_id} failed: {error or type(error).__name__}"
+            failure = one_line(f"{task_id} failed: {error or type(error).__name__}")
             break
     if ended:
         console.print(summary(ended), f"records: {folder}")
     if failure:
-        console.print(Text(failure, "bold red"))
+        console.print(Text(failure, "bold red"), soft_wrap=True)
         return 1
     return 0
 

@@ -39,3 +39,11 @@ def find(name: str) -> Agent:
         raise AgentUnavailable(
             f"{name} needs {error.name}: install ml-trainer-env with its extra `evaluate`"
         ) from error
+
+
+def check(name: str) -> None:
+    """Before anything is begun. Raises `AgentUnavailable`, and `SettingsError` for its variables.
+
+    An agent with variables has a function `ready` beside it.
+    """
+    getattr(import_module(find(name).__module__), "ready", lambda: None)()

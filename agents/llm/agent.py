@@ -6,15 +6,13 @@ number of requests whatever the model answers.
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from typing import Any, cast
-
-from pydantic_core import from_json
 
 from ml_trainer_env.agents.attempt import Attempt, Refused, Trial
 from ml_trainer_env.agents.llm import prompt
-from ml_trainer_env.agents.llm.chat import Chat, Reply, ToolRequest
+from ml_trainer_env.agents.llm.answers import Reply
+from ml_trainer_env.agents.llm.calls import ToolRequest
+from ml_trainer_env.agents.llm.chat import Chat
 from ml_trainer_env.agents.llm.settings import LLMSettings
 
 SHOWN = 120  # characters of a model's own words that are shown to it again
@@ -38,14 +36,17 @@ def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
 
 
 def from_environment(attempt: Attempt) -> None:
-    """`play` with the settings of this process. Raises `LLMSettingsError` too."""
-    settings, chat = _of_this_process()
+    """`play` with the settings of this process. Raises `SettingsError` too."""
+    settings, chat = ready()
     play(attempt, chat, settings.decisions(attempt.task_id))
 
 
 @cache
-def _of_this_process() -> tuple[LLMSettings, Chat]:
-    """One chat for all attempts, so that they share its cap."""
+def ready() -> tuple[LLMSettings, Chat]:
+    """One chat for all attempts of this process, so that they share its cap.
+
+    Raises `SettingsError`.
+    """
     settings = LLMSettings.load()
     return settings, Chat(settings)
 
@@ -53,7 +54,7 @@ def _of_this_process() -> tuple[LLMSettings, Chat]:
 def _carry_out(trial: Trial, reply: Reply) -> str:
     """Do what the model asks, and tell what came of it."""
     if not reply.requests:
-        return "nothing done: the reply was prose and not a tool call; call exactly one tool"
+        return f"nothing done: {reply.hindrance}; call exactly one tool"
     first, *others = reply.requests
     told = _call(trial, first)
     if others:
@@ -62,25 +63,17 @@ def _carry_out(trial: Trial, reply: Reply) -> str:
 
 
 def _call(trial: Trial, request: ToolRequest) -> str:
+    name = _cut(request.name)
+    if not name:
+        return "nothing done: the tool call has no name of a tool; call exactly one tool"
+    if request.arguments is None:
+        return f"nothing done: the arguments of {name} must be a JSON object: {request.fault}"
+    shown = ", ".join(f"{name}={value}" for name, value in request.arguments.items())
+    call = f"{name}({_cut(shown)})"
     try:
-        arguments = _arguments(request.arguments)
-    except ValueError as error:
-        return f"nothing done: the arguments of {_cut(request.name)} must be a JSON object: {error}"
-    shown = ", ".join(f"{name}={value}" for name, value in arguments.items())
-    call = f"{_cut(request.name)}({_cut(shown)})"
-    try:
-        return prompt.outcome(call, trial.call(request.name, **arguments))
+        return prompt.outcome(call, trial.call(request.name, **request.arguments))
     except Refused as error:
         return f"nothing done: {call}: {error}"
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """Raises ValueError for what is not JSON, or not an object."""
-    arguments = from_json(text or "{}")
-    json.dumps(arguments, allow_nan=False)  # NaN, Infinity and 1e999 are read, but are not JSON
-    if not isinstance(arguments, dict):
-        raise ValueError(f"got {_cut(text)}")
-    return cast(dict[str, Any], arguments)
 
 
 def _cut(text: str) -> str:
