@@ -5,13 +5,16 @@ from ml_trainer_env import MLTrainerEnv
 ```
 
 Importing the package loads nothing; a name loads its module when it is first used, and no name
-loads torch or the server.
+loads torch or the server. It only gives a process what libraries need to be imported at all, where
+the machine lacks it (`surroundings.py`).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ml_trainer_env import surroundings
 
 if TYPE_CHECKING:
     from ml_trainer_env.client import MLTrainerEnv, SessionLost, ToolCallError
@@ -48,6 +51,8 @@ _OUTSIDE_MODELS = {  # where the names live that are not in models
     "StatusObservation": "wire",
     "ToolObservation": "wire",
 }
+
+surroundings.provide()
 
 
 def __getattr__(name: str) -> Any:

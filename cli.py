@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import subprocess
@@ -20,6 +19,8 @@ from rich.text import Text
 from ml_trainer_env import terminal
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.surroundings import require_http_client
+from ml_trainer_env.variables import one_line, option, secret, server_url, settings_explained
 
 if TYPE_CHECKING:  # importing it for real would load OpenEnv, and `--help` is to be quick
     from ml_trainer_env.agents.session import Connect
@@ -37,6 +38,7 @@ data = typer.Typer(no_args_is_help=True, help="The data sets of the three tasks.
 app.add_typer(data, name="data")
 
 
+@settings_explained()
 def main() -> None:
     """Run, and end with an exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop servers and attempts then too
@@ -103,9 +105,10 @@ EVERY_TASK = ",".join(TASK_IDS)
 @app.command(epilog="Example: `ml-trainer demo --tasks easy_mnist --seed 3`")
 def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None) -> None:
     """Watch a scripted agent play every task against a real server."""
+    require_http_client()  # before OpenEnv is imported
     from ml_trainer_env.demo import demo
 
-    raise typer.Exit(demo(_tasks(tasks), seed, url, _token()))
+    raise typer.Exit(demo(_tasks(tasks), seed, _url(url), _token()))
 
 
 @app.command(epilog="Example: `ml-trainer serve --port 9000`")
@@ -154,6 +157,7 @@ def evaluate(
     tensorboard: Annotated[Path | None, typer.Option(help="Stream the curves there.")] = None,
 ) -> None:
     """Play agents x tasks x seeds, each on record, and report. Goes on where it was interrupted."""
+    require_http_client()  # before OpenEnv is imported
     from ml_trainer_env.agents import catalogue
     from ml_trainer_env.evals import evaluate as evaluation
     from ml_trainer_env.evals.progress import Progress
@@ -164,8 +168,6 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
     except (catalogue.AgentUnavailable, OSError) as error:
         _fail(str(error))
-    except ValueError as error:  # settings of an agent
-        _fail(str(error), status=2)
     with _sessions(url, in_process) as connect:
         wanted = evaluation.jobs(players, seeds, connect)
         todo = evaluation.pending(wanted, out)
@@ -179,7 +181,7 @@ def evaluate(
             _fail("interrupted; the same command goes on from here", status=130)
     for line in evaluation.together(failures):
         console.print(Text(terminal.plain(line), "red"), soft_wrap=True)
-    _report(out, shlex.join(["ml-trainer", *sys.argv[1:]]))
+    _report(out, one_line(shlex.join(["ml-trainer", *sys.argv[1:]]), longest=1000))
     if failures:
         _fail(f"{len(failures)} of {len(wanted)} attempts failed")
 
@@ -197,6 +199,7 @@ def replay(
     in_process: InProcess = False,
 ) -> None:
     """Play recorded attempts again and compare every answer, bit for bit."""
+    require_http_client()  # before OpenEnv is imported
     from ml_trainer_env.agents import records as reading
     from ml_trainer_env.agents.replay import verify
 
@@ -245,6 +248,7 @@ def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, Non
     from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
     from ml_trainer_env.local_server import LOGS, ServerError, local_server
 
+    url = _url(url)
     with ExitStack() as stack:
         try:
             if in_process:
@@ -262,7 +266,11 @@ def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, Non
 
 def _token() -> str | None:
     """From the environment alone: a command line is shown to others, and kept in the report."""
-    return os.environ.get("ML_TRAINER_TOKEN") or None
+    return secret("ML_TRAINER_TOKEN")
+
+
+def _url(given: str | None) -> str | None:
+    return option("--url", given, server_url)
 
 
 def _report(folder: Path, command: str | None = None) -> None:

@@ -32,10 +32,12 @@ from openenv.core.env_server.mcp_types import (
 from openenv.core.env_server.types import Observation
 from openenv.core.mcp_client import MCPToolClient
 from openenv.core.sync_client import SyncEnvClient
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidProxy
 from websockets.protocol import State
 
 from ml_trainer_env.models import TrainingStatus
+from ml_trainer_env.surroundings import PROXY
+from ml_trainer_env.variables import SettingsError, is_sendable, named, one_line
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 MESSAGE_TIMEOUT_S = 900.0  # 20 epochs of the hard task on a slow and busy machine
@@ -69,7 +71,14 @@ class MLTrainerEnv(MCPToolClient):
     def __init__(
         self, base_url: str, *, message_timeout_s: float = MESSAGE_TIMEOUT_S, **options: Any
     ) -> None:
-        """`message_timeout_s`: seconds to wait for an answer; `options`: those of MCPToolClient."""
+        """`message_timeout_s`: seconds to wait for an answer; `options`: those of MCPToolClient.
+
+        Raises ValueError for headers that cannot be sent.
+        """
+        headers: dict[str, str] = options.get("headers") or {}
+        for name, value in headers.items():
+            if not is_sendable(value):  # the value may be a secret
+                raise ValueError(f"headers: that of {name!r} is not printable ASCII")
         super().__init__(base_url, message_timeout_s=message_timeout_s, **options)
         self.use_production_mode = False
         self._home: Any = None  # the connection that carries the episode
@@ -127,6 +136,19 @@ class MLTrainerEnv(MCPToolClient):
         self._home = self._ws
         self._key = cast(EpisodeState, await self._state_async()).key
         return answer
+
+    async def _connect_async(self) -> Self:
+        """Raises `ConnectionError` without passwords, and `SettingsError` for a proxy."""
+        try:
+            await super()._connect_async()
+        except ConnectionError as error:
+            cause = error.__cause__
+            if isinstance(cause, ImportError | InvalidProxy):
+                told = str(cause) if isinstance(cause, ImportError) else f"must be {PROXY}"
+                raise SettingsError(f"{named('_proxy') or 'the proxy'}: {told}") from None
+            secrets = " ".join((self._headers or {}).values()).split()
+            raise ConnectionError(one_line(str(error), *secrets)) from None
+        return self
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()

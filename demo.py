@@ -27,6 +27,7 @@ from ml_trainer_env.agents.summary import percent, summary
 from ml_trainer_env.local_server import LOGS, ServerError, local_server
 from ml_trainer_env.models import Grade, Signal, TaskId, TrainingStatus
 from ml_trainer_env.terminal import stdout
+from ml_trainer_env.variables import one_line
 
 BAR = 8  # characters
 SIGNAL_STYLES: dict[Signal, str] = {
@@ -52,7 +53,7 @@ def demo(tasks: Sequence[TaskId], seed: int, url: str | None, token: str | None 
                     url = server.enter_context(local_server(log))
                 console.print(f"server: {url}, log: {log}")
             else:
-                console.print(f"server: {url}")
+                console.print(f"server: {one_line(url)}")
             connect = partial(RemoteSession, url, token)
             played = [play(connect, task_id, seed, console) for task_id in tasks]
     except KeyboardInterrupt:

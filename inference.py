@@ -6,8 +6,8 @@
 
 The variables are in `agents/llm/settings.py`. Each episode is recorded below `outputs/evals`, and a
 table ends the run. Exit status: 0 when every task was graded, 1 when the model or the environment
-could not be reached (what was finished is kept), 2 for settings that cannot be used, 130 when
-interrupted.
+could not be reached (what was finished is kept), 2 for settings that cannot be used (told in
+one line), 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from ml_trainer_env import program  # first: it must come before OpenEnv
 from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.llm import agent
 from ml_trainer_env.agents.llm.chat import Chat, EndpointError
-from ml_trainer_env.agents.llm.settings import LLMSettings, LLMSettingsError
+from ml_trainer_env.agents.llm.settings import LLMSettings
 from ml_trainer_env.agents.players import slug
 from ml_trainer_env.agents.records import Called, Ended, Line, RecordWriter, Remark
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
 from ml_trainer_env.agents.summary import summary
 from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.terminal import plain, stdout
+from ml_trainer_env.variables import one_line
 
 OUTPUTS = Path("outputs") / "evals"
 SEED = 0
 
 
+@program.settings_explained()
 def main() -> int:
     """Play, and give the exit status."""
     console = stdout()
-    try:
-        settings = LLMSettings.load()
-    except LLMSettingsError as error:
-        console.print(Text(str(error), "bold red"))
-        return 2
+    settings = LLMSettings.load()
     chat = Chat(settings)
     endpoint, environment = map(agent.address, (settings.base_url, settings.env_url))
     console.print(plain(f"{settings.model} at {endpoint}, environment {environment}"))
@@ -59,7 +58,7 @@ def main() -> int:
         try:
             ended.append(_play(task_id, settings, chat, folder, console))
         except (EndpointError, *CONNECTION_ERRORS) as error:
-            failure = f"{task_id} failed: {error or type(error).__name__}"
+            failure = one_line(f"{task_id} failed: {error or type(error).__name__}")
             break
         except KeyboardInterrupt:
             failure, status = "interrupted", 130
@@ -69,7 +68,7 @@ def main() -> int:
     with suppress(OSError):  # whatever it holds stays
         folder.rmdir()
     if failure:
-        console.print(Text(plain(failure), "bold red"))
+        console.print(Text(plain(failure), "bold red"), soft_wrap=True)
         return status
     return 0
 

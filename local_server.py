@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from ml_trainer_env.agents.session import CONNECTION_ERRORS
+from ml_trainer_env.variables import USAGE, SettingsError
 
 ENVIRONMENT = (
     *(sys.executable, "-m", "uvicorn", "ml_trainer_env.server.app:app"),
@@ -42,7 +43,7 @@ def local_server(
 
     It is told `--host` and `--port`, and serves once `health` answers. Its output goes to `log`.
     Raises `ServerError`, with the end of the log, when it does not start or when it ends before it
-    is stopped.
+    is stopped, and `SettingsError` when it ends because of its settings.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     port = _free_port(port)
@@ -82,13 +83,19 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], address: str, log: Path
     raise ServerError(f"the server did not answer {address} in {START_SECONDS:g} s{_log_tail(log)}")
 
 
-def _ended(server: subprocess.Popen[bytes], log: Path) -> ServerError:
+def _ended(server: subprocess.Popen[bytes], log: Path) -> ServerError | SettingsError:
+    """What to raise: it has said itself which settings it cannot use."""
+    if server.returncode == USAGE and (lines := _lines(log)):
+        return SettingsError(lines[-1])
     return ServerError(f"the server ended with status {server.returncode}{_log_tail(log)}")
 
 
 def _log_tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]
-    return "\n".join([f"; the end of {log}:", *(f"  {line}" for line in lines)])
+    return "\n".join([f"; the end of {log}:", *(f"  {line}" for line in _lines(log)[-LOG_TAIL:])])
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

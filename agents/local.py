@@ -52,8 +52,10 @@ class LocalSession:
 
 
 def _on_the_engine() -> MLTrainerEnvironment:
-    from ml_trainer_env.server import trainer
+    """Raises `SettingsError`."""
+    from ml_trainer_env.server import data_folder, trainer
     from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 
+    data_folder.require_usable()
     trainer.configure_process()
     return MLTrainerEnvironment()

@@ -1,9 +1,10 @@
 """The server: OpenEnv's application over `MLTrainerEnvironment`, and the command that runs it.
 
 `uvicorn server.app:app`, `uvicorn ml_trainer_env.server.app:app`, `python -m
-ml_trainer_env.server.app` and the script `server` are the same. Importing starts nothing and loads
-no torch. Starting it loads torch and then answers `/health`, while the data is loaded, and fetched
-if need be, beside it. The knobs are in `server/settings.py`.
+ml_trainer_env.server.app` and the script `server` are the same. Importing starts nothing, reads no
+settings and loads no torch: `app` is built when it is asked for. Starting it loads torch and then
+answers `/health`, while the data is loaded, and fetched if need be, beside it. The knobs are in
+`server/settings.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,7 +22,7 @@ from fastapi.responses import JSONResponse
 from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
 
-from ml_trainer_env.server import mcp_door, process
+from ml_trainer_env.server import data_folder, mcp_door, process
 from ml_trainer_env.server.connections import Connections
 from ml_trainer_env.server.guard import Guard
 from ml_trainer_env.server.messages import MAX_BYTES
@@ -32,6 +33,7 @@ from ml_trainer_env.server.settings import Settings, current
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.server.visitor import Terms
 from ml_trainer_env.server.waiting import details_in_the_log
+from ml_trainer_env.variables import SettingsError, settings_explained
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ SHARED = ("/web/reset", "/web/step", "/web/state", "/ws/ui")
 # `Connections` closes silent WebSockets to the second; the reaper, for sessions opened over HTTP,
 # gets this much more than the longest step can take.
 STEP_ALLOWANCE = 900.0  # seconds
+MAX_PORT = 65535
 GRACE = 10  # seconds that uvicorn leaves requests in progress when it is told to stop
 
 
@@ -161,22 +164,38 @@ def prepare() -> None:
     process.prepare(workers=current().runner == "pool")
 
 
-app = build(
-    partial(MLTrainerEnvironment, find_runner=process.server_runner, places=process.places()),
-    load=load,
-    warm_up=prepare,
-    places=process.places(),
-)
+@cache
+def application() -> FastAPI:
+    """The one of this process. Raises `SettingsError`."""
+    current()
+    data_folder.require_usable()
+    return build(
+        partial(MLTrainerEnvironment, find_runner=process.server_runner, places=process.places()),
+        load=load,
+        warm_up=prepare,
+        places=process.places(),
+    )
 
 
+def __getattr__(name: str) -> FastAPI:
+    """`app`, for uvicorn, which would show a traceback for settings that cannot be used."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with settings_explained():
+        return application()
+
+
+@settings_explained()
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(prog="server", description="Serve the environment.")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
     options = parser.parse_args(argv)
+    if not 0 <= options.port <= MAX_PORT:
+        raise SettingsError(f"--port: must be from 0 to {MAX_PORT}; got {options.port}")
     uvicorn.run(
-        app,
+        application(),
         host=options.host,
         port=options.port,
         timeout_graceful_shutdown=GRACE,

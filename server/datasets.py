@@ -10,7 +10,7 @@ What the subsets are is in `dataset_canon`, where the raw bytes come from in `da
 `python -m ml_trainer_env.server.datasets` prepares all three ahead of time and shows them in a
 table.
 
-Environment: ML_TRAINER_DATA_DIR, the cache folder (default: the user's cache folder);
+Environment: ML_TRAINER_DATA_DIR, the cache folder (`data_folder.py` has the default);
 ML_TRAINER_RAW_DIR, a folder of official files, tried first.
 """
 
@@ -29,15 +29,16 @@ from typing import Literal
 
 import filelock
 import numpy as np
-import platformdirs
 import safetensors
 import safetensors.torch
 import torch
 
-from ml_trainer_env.server import dataset_sources
+from ml_trainer_env.server import data_folder, dataset_sources
+from ml_trainer_env.server.data_folder import NAMES, VARIABLE, cache_dir
 from ml_trainer_env.server.dataset_canon import CANON, SPLITS, Canon, NotCanonicalError, cut, verify
 from ml_trainer_env.server.dataset_formats import SourceError
 from ml_trainer_env.server.progress import note
+from ml_trainer_env.variables import expanded, settings_explained
 
 __all__ = [
     "NAMES",
@@ -51,8 +52,6 @@ __all__ = [
     "prepare",
     "status",
 ]
-
-NAMES: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +92,6 @@ class _Unusable(DatasetUnavailable):
 
 
 # --- The cache --------------------------------------------------------------------------------
-
-
-def cache_dir() -> Path:
-    """The folder of the finished subsets, which need not exist yet."""
-    own = os.environ.get("ML_TRAINER_DATA_DIR")
-    if own:
-        return Path(own).expanduser().absolute()
-    return platformdirs.user_cache_path("ml-trainer", appauthor=False) / "datasets"
 
 
 def cache_file(name: str) -> Path:
@@ -198,6 +189,8 @@ def prepare(name: str, *, raw_dir: Path | None = None) -> Path:
         return path
     except _Unusable:
         pass
+    if data_folder.is_temporary(path.parent):
+        note(f"no folder of the user can be written: {path.parent} is; {VARIABLE} sets another")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone_with(path):
@@ -205,7 +198,7 @@ def prepare(name: str, *, raw_dir: Path | None = None) -> Path:
     except OSError as error:
         raise DatasetUnavailable(
             f"cannot use the data cache {path.parent}: {error}. "
-            "Set ML_TRAINER_DATA_DIR to a folder that can be written."
+            f"Set {VARIABLE} to a folder that can be written."
         ) from error
     return path
 
@@ -251,7 +244,7 @@ def _prepare_locked(name: str, raw_dir: Path | None) -> None:
 
 def _own_raw_dir() -> Path | None:
     own = os.environ.get("ML_TRAINER_RAW_DIR")
-    return Path(own).expanduser() if own else None
+    return expanded(Path(own)) if own else None
 
 
 def _obtain(source: dataset_sources.Source, canon: Canon) -> dict[str, np.ndarray]:
@@ -279,6 +272,7 @@ def _what_to_do(name: str, failures: Sequence[str]) -> str:
 # --- Command line -----------------------------------------------------------------------------
 
 
+@settings_explained()
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare data sets and print what the cache holds; 0 when all that were asked for are ok."""
     parser = argparse.ArgumentParser(
@@ -292,6 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = tuple(dict.fromkeys(options.names)) or NAMES
     if unknown := [name for name in names if name not in CANON]:
         parser.error(f"unknown data set {unknown[0]!r}; known: {', '.join(NAMES)}")
+    if not options.status:
+        data_folder.require_usable()
     complete = True
     for name in () if options.status else names:
         try:

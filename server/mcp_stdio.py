@@ -17,10 +17,12 @@ from fastmcp import FastMCP
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 
-from ml_trainer_env.server import process, settings
+from ml_trainer_env.server import data_folder, process
 from ml_trainer_env.server.mcp_door import mcp_server
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.settings import current
 from ml_trainer_env.server.visitor import Terms
+from ml_trainer_env.variables import settings_explained
 
 
 async def serve(server: FastMCP) -> None:
@@ -47,14 +49,16 @@ def _prepare() -> None:
     process.prepare(workers=False)
 
 
+@settings_explained()
 def main() -> None:
     """Serve until the client goes away."""
+    chosen = current()
+    data_folder.require_usable()
     logging.basicConfig(level=logging.WARNING)  # standard error
     # Python's own answer to Ctrl-C would wait for the next line of standard input.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Beside the start: the client is answered at once, and its first training waits for the rest.
     threading.Thread(target=_prepare, daemon=True).start()
-    chosen = settings.current()
     terms = Terms(chosen.mcp_task, chosen.mcp_seed, chosen.mcp_episodes)
     asyncio.run(serve(mcp_server(MLTrainerEnvironment, terms=terms)))
 

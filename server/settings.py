@@ -1,7 +1,7 @@
 """The server's knobs: one frozen value, read from the environment once, at the start of a process.
 
 Nothing else in the server looks at these variables. A value that cannot be used is refused with the
-name of its variable.
+name of its variable, and so is a folder that cannot be written.
 
 | variable | default | meaning |
 |---|---|---|
@@ -24,39 +24,32 @@ name of its variable.
 | ML_TRAINER_RECORDS_DIR | outputs/evals | the folder of the records that the page replays |
 | ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
 
-The folder of the data is ML_TRAINER_DATA_DIR (`server/datasets.py`).
+The folder of the data is ML_TRAINER_DATA_DIR (`server/data_folder.py`).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ml_trainer_env.models import MAX_SEED, TaskId
+from ml_trainer_env.variables import Folder, Secret, SettingsError, explained, require_writable
 
 PREFIX = "ML_TRAINER_"
-
-
-class SettingsError(ValueError):
-    """A variable holds what cannot be used; the message names it and says what can."""
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]))(:\d{1,5})?/?")
+_USUAL_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out of an origin
 
 
 class Settings(BaseModel):
     """How this process serves."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
     max_waiting: Annotated[int, Field(ge=0)] = 256
@@ -67,14 +60,14 @@ class Settings(BaseModel):
     sharing: bool = True
     snapshot_mb: Annotated[int, Field(ge=0)] = 512
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0
-    state_dir: Path | None = None
+    state_dir: Folder | None = None
     state_mb: Annotated[int, Field(ge=0)] = 4096
-    token: SecretStr | None = None
+    token: Secret = None
     origins: tuple[str, ...] = ()  # such as https://example.com
     mcp_task: TaskId | None = None
     mcp_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     mcp_episodes: Annotated[int, Field(ge=1)] | None = None
-    records_dir: Path = Path("outputs/evals")
+    records_dir: Folder = Path("outputs/evals")
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @field_validator("origins", mode="before")
@@ -82,7 +75,7 @@ class Settings(BaseModel):
     def _are_listed(cls, given: object) -> object:
         if not isinstance(given, str):
             return given
-        return tuple(origin.strip() for origin in given.split(",") if origin.strip())
+        return tuple(_origin(origin.strip()) for origin in given.split(",") if origin.strip())
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -90,16 +83,38 @@ class Settings(BaseModel):
 
         Raises `SettingsError`.
         """
-        given = {name: environment.get(PREFIX + name.upper(), "") for name in cls.model_fields}
+        given = {
+            name: environment.get(PREFIX + name.upper(), "").strip() for name in cls.model_fields
+        }
         try:
             return cls.model_validate({name: text for name, text in given.items() if text})
         except ValidationError as error:
-            first = error.errors()[0]
-            variable = PREFIX + str(first["loc"][0]).upper()
-            raise SettingsError(f"{variable}: {first['msg']}; got {first['input']!r}") from error
+            raise explained(error, PREFIX) from None
 
 
 @cache
 def current() -> Settings:
     """The settings of this process, as they were at the first call. Raises `SettingsError`."""
-    return Settings.from_environment()
+    settings = Settings.from_environment()
+    if settings.state_dir:
+        require_writable(settings.state_dir, f"{PREFIX}STATE_DIR")
+    if settings.precision == "bf16" and not _has_bf16():
+        raise SettingsError(f"{PREFIX}PRECISION: bf16 needs a processor with AVX512-BF16; use fp32")
+    return settings
+
+
+def _has_bf16() -> bool:
+    """What torch will find, asked of the kernel, before torch is loaded."""
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # another system, and so another processor
+        return False
+
+
+def _origin(given: str) -> str:
+    """As a browser sends it. Raises ValueError for what no browser would send."""
+    parts = _ORIGIN.fullmatch(given.lower())
+    if parts is None:
+        raise ValueError("must list origins, such as https://example.com, separated by commas")
+    site, port = parts[1], parts[2] or ""
+    return site if port == _USUAL_PORTS.get(site.partition(":")[0]) else site + port

@@ -1,10 +1,15 @@
-"""A chat-completions endpoint that answers from a script, for the real OpenAI client over HTTP."""
+"""A chat-completions endpoint that answers from a script, for the real OpenAI client over HTTP.
+
+`raw_endpoint` answers the same bytes to everybody, status line and all.
+"""
 
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from live import serving
@@ -13,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-Answer = Response | dict[str, Any]
+Answer = Response | dict[str, Any] | bytes  # bytes: a body of status 200
 
 
 def message(content: str | None = None, *calls: tuple[str, str]) -> dict[str, Any]:
@@ -45,6 +50,11 @@ def call(name: str, /, **arguments: Any) -> dict[str, Any]:
     return message(None, (name, json.dumps(arguments)))
 
 
+def choice(**fields: Any) -> dict[str, Any]:
+    """A completion with this one choice."""
+    return {"choices": [fields]}
+
+
 def error(status: int, text: str, code: str | None = None, **headers: str) -> Response:
     body = {"error": {"message": text, "type": "error", "param": None, "code": code}}
     dashed = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -67,6 +77,8 @@ class Endpoint:
         answer = self.arrived(body)
         if answer is None:
             answer = self._script.pop(0) if self._script else self._otherwise
+        if isinstance(answer, bytes):
+            return Response(answer)
         return answer if isinstance(answer, Response) else JSONResponse(answer)
 
     def prompt(self, number: int) -> str:
@@ -79,3 +91,30 @@ class Endpoint:
         with serving(Starlette(routes=[route])) as url:
             self.url = f"{url}/v1"
             yield self
+
+
+@contextmanager
+def raw_endpoint(answer: bytes) -> Iterator[str]:
+    """Its base URL. Every connection gets `answer` after its first request, and is closed."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)

@@ -1,4 +1,4 @@
-"""Asking a language model: the cap, retries, rejected options, and errors that end it."""
+"""Asking a language model: the cap, retries, waits, and errors that end it in one line."""
 
 from __future__ import annotations
 
@@ -7,69 +7,28 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from endpoint import Endpoint, call, error, message
+from chats import ASKED, KEY, Clock, chat_with
+from endpoint import Endpoint, call, choice, error, message, raw_endpoint
 from live import free_port
-from pyrate_limiter import Duration, InMemoryBucket, Rate
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from ml_trainer_env.agents.llm.chat import PATIENCE, Chat, EndpointError
-from ml_trainer_env.agents.llm.settings import LLMSettings
-
-
-class Clock:
-    """Time passes only by sleeping."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.slept: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.seconds += seconds
-
-
-class Bucket(InMemoryBucket):
-    """A bucket that goes by `clock`."""
-
-    def __init__(self, limit: int, clock: Clock) -> None:
-        super().__init__([Rate(limit, Duration.MINUTE)])
-        self._seconds = clock
-
-    def now(self) -> int:
-        return round(1000 * self._seconds.seconds)
-
-
-def chat_with(endpoint_url: str, clock: Clock, limit: int = 1000, retries: int = 3) -> Chat:
-    settings = LLMSettings(
-        _env_file=None,  # pyright: ignore[reportCallIssue]
-        api_base_url=endpoint_url,
-        openai_api_key="a key",
-        llm_max_retries=retries,
-    )
-    return Chat(settings, bucket=Bucket(limit, clock), sleep=clock.sleep)
-
-
-ASKED: list[dict[str, str]] = [{"role": "user", "content": "what next?"}]
+from ml_trainer_env.agents.llm.chat import PATIENCE, EndpointError
 
 
 def test_a_reply_is_text_and_calls() -> None:
-    script = [
-        message("hm", ("run_epochs", "{}"), ("submit_model", "{")),
-        message("prose"),
-        message(None) | {"choices": []},
-    ]
+    script = [message("hm", ("run_epochs", "{}"), ("submit_model", "{")), message("prose")]
     with Endpoint(*script).serving() as endpoint:
         chat = chat_with(endpoint.url, Clock())
-        first, second, third = (chat.ask(ASKED, []) for _ in range(3))
+        first, second = (chat.ask(ASKED, []) for _ in range(2))
     assert first.text == "hm"
     assert [(r.name, r.arguments) for r in first.requests] == [
-        ("run_epochs", "{}"),
-        ("submit_model", "{"),
+        ("run_epochs", {}),
+        ("submit_model", None),
     ]
     assert (second.text, second.requests) == ("prose", ())
-    assert (third.text, third.requests) == ("", ())
 
 
 def test_never_more_requests_in_a_minute_than_the_cap_retries_included() -> None:
@@ -157,74 +116,6 @@ def test_a_dead_endpoint_is_retried_and_named() -> None:
     assert len(clock.slept) == 3
 
 
-# Options that not every provider takes ------------------------------------------------------------
-
-
-def rejecting(taken: dict[str, str | None], status: int, told: str = "unsupported: {}") -> Any:
-    """A provider that takes just this value of each of these options; None: the option not at all.
-
-    `told` is its error, about the name of the first one that it rejects.
-    """
-
-    def answer(body: dict[str, Any]) -> Any:
-        wrong = [name for name, value in taken.items() if body.get(name, value) != value]
-        return error(status, told.format(wrong[0])) if wrong else None
-
-    return answer
-
-
-@pytest.mark.parametrize("status", [400, 404, 422, 500])
-@pytest.mark.parametrize(
-    "taken",
-    [
-        {"reasoning_effort": None},
-        {"tool_choice": "auto"},
-        {"tool_choice": None},
-        {"tool_choice": "auto", "reasoning_effort": None},
-    ],
-)
-def test_a_rejected_option_is_met_once(taken: dict[str, str | None], status: int) -> None:
-    endpoint = Endpoint()
-    endpoint.arrived = rejecting(taken, status)
-    with endpoint.serving():
-        chat = chat_with(endpoint.url, Clock(), retries=0)
-        assert all(chat.ask(ASKED, []).requests for _ in range(3))
-    rejected = len(endpoint.requests) - 3
-    assert rejected == len(taken) + ("tool_choice" in taken and taken["tool_choice"] is None)
-    sent = {"tool_choice": "required", "reasoning_effort": "minimal"} | taken
-    for request in endpoint.requests[-3:]:
-        assert {name: request.get(name) for name in sent} == sent
-
-
-@pytest.mark.parametrize("status", [400, 500])
-def test_an_error_that_names_nothing_is_tried_without_each_option(status: int) -> None:
-    endpoint = Endpoint()
-    endpoint.arrived = rejecting({"tool_choice": "auto"}, status, "bad request")
-    with endpoint.serving():
-        assert chat_with(endpoint.url, Clock(), retries=0).ask(ASKED, []).requests
-    assert len(endpoint.requests) == 2
-
-
-def test_a_bad_request_that_is_not_about_options_ends_it() -> None:
-    with (
-        Endpoint(otherwise=error(400, "context too long")).serving() as endpoint,
-        pytest.raises(EndpointError, match="context too long"),
-    ):
-        chat_with(endpoint.url, Clock()).ask(ASKED, [])
-    assert len(endpoint.requests) == 4
-
-
-def test_options_that_worked_once_are_not_suspected_again() -> None:
-    endpoint = Endpoint(call("submit_model"), otherwise=error(500, "out of memory"))
-    with endpoint.serving():
-        chat = chat_with(endpoint.url, Clock(), retries=1)
-        chat.ask(ASKED, [])
-        with pytest.raises(EndpointError, match="out of memory"):
-            chat.ask(ASKED, [])
-    assert len(endpoint.requests) == 3
-    assert all("tool_choice" in request for request in endpoint.requests)
-
-
 def test_what_is_sent() -> None:
     with Endpoint(call("submit_model")).serving() as endpoint:
         chat_with(endpoint.url, Clock()).ask(ASKED, [])
@@ -233,3 +124,129 @@ def test_what_is_sent() -> None:
     assert request["tool_choice"] == "required"
     assert request["reasoning_effort"] == "minimal"
     assert json.dumps(request["messages"]) == json.dumps(ASKED)
+
+
+# Errors in every shape ----------------------------------------------------------------------------
+
+LIMITED = {"code": 429, "message": "slow down"}
+GOOGLE = [{"error": {**LIMITED, "details": [{"retryDelay": "17s"}]}}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "slept"),
+    [
+        (error(429, "x", retry_after_ms="300"), 0.3),
+        (error(429, "x", x_ratelimit_reset_requests="6m0s"), 360),
+        (error(429, "x", retry_after="nan"), 10),
+        (error(429, "x", retry_after="inf"), 10),
+        (error(429, "x", retry_after="-1"), 0),
+        (JSONResponse(GOOGLE, 429), 17),
+        (JSONResponse({"error": LIMITED}), 10),
+        (JSONResponse({"error": LIMITED}, headers={"retry-after": "3"}), 3),
+        (JSONResponse(GOOGLE), 17),
+        (JSONResponse(choice(error={"code": 502, "message": "x"}, finish_reason="error")), 1),
+        (JSONResponse({"choices": []}), 1),
+        (b"", 1),
+        (b'{"choices": [{"mess', 1),
+        (b"upstream connect error", 1),
+    ],
+)
+def test_what_may_pass_is_waited_for(answer: Any, slept: float) -> None:
+    clock = Clock()
+    with Endpoint(answer, call("submit_model")).serving() as endpoint:
+        assert chat_with(endpoint.url, clock).ask(ASKED, []).requests
+    assert clock.slept == [slept]
+
+
+def test_waits_do_not_grow_without_an_end() -> None:
+    clock = Clock()
+    with (
+        Endpoint(otherwise=error(429, "x")).serving() as endpoint,
+        pytest.raises(EndpointError),
+    ):
+        chat_with(endpoint.url, clock, limit=10**6, retries=1100).ask(ASKED, [])
+    assert max(clock.slept) == PATIENCE
+
+
+def http(status: str, *headers: str, body: bytes = b"") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
+
+
+EMPTY = "content-length: 0"
+RAW = {
+    "nothing": b"",
+    "another protocol": b"SSH-2.0-OpenSSH\r\n",
+    "a body that is cut off": http("200 X", "content-length: 99", body=b"{"),
+    "a chunk that is cut off": http("200 X", "transfer-encoding: chunked", body=b"9\r\n{"),
+    "broken compression": http("200 X", "content-encoding: gzip", "content-length: 2", body=b"{}"),
+    "a redirection to nowhere": http("302 X", "location: http://[::1", EMPTY),
+    "an unknown status": http("999 X", EMPTY),
+    **{
+        f"text in {charset}": http(
+            "500 X",
+            f"content-type: text/plain; charset={charset}",
+            "content-length: 2",
+            body=b"\xff\xfe",
+        )
+        for charset in ("base64", "idna", "punycode", "utf-7", "none")
+    },
+}
+
+
+@pytest.mark.parametrize("answer", RAW.values(), ids=RAW.keys())
+def test_a_broken_server_ends_in_one_line(answer: bytes) -> None:
+    clock = Clock()
+    with raw_endpoint(answer) as url, pytest.raises(EndpointError) as raised:
+        chat_with(url, clock, retries=1).ask(ASKED, [])
+    assert str(raised.value).startswith(f"{url}: ")
+    assert "\n" not in str(raised.value)
+    assert len(clock.slept) == 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        f"wrong key {KEY}, {KEY}",
+        f"Bearer {KEY}\nand more",
+        f"{'x' * 390} {KEY}",
+        f"?key={quote(KEY, safe='')}",
+        json.dumps({"key": KEY}),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_the_key_is_never_told(told: str, status: int) -> None:
+    for answer in (error(status, told), PlainTextResponse(told, status)):
+        with (
+            Endpoint(otherwise=answer).serving() as endpoint,
+            pytest.raises(EndpointError) as raised,
+        ):
+            chat_with(endpoint.url, Clock(), retries=0).ask(ASKED, [])
+        assert KEY[:9] not in f"{raised.value}"
+        assert quote(KEY, safe="")[:9] not in f"{raised.value}"
+        assert raised.value.__cause__ is None
+        assert raised.value.__suppress_context__
+
+
+def test_what_an_endpoint_says_is_one_line_that_a_terminal_can_show() -> None:
+    nasty = "bad\x1b[2J\r\nrequest\u202e \ud800" + "x" * 9999
+    with (
+        Endpoint(otherwise=Response(json.dumps({"error": nasty}), 401)).serving() as endpoint,
+        pytest.raises(EndpointError, match=r"bad \[2J request") as raised,
+    ):
+        chat_with(endpoint.url, Clock()).ask(ASKED, [])
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) <= 400
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"code": "tool_use_failed", "failed_generation": "I would train"},
+        {"code": "content_filter", "message": "violence"},
+    ],
+)
+def test_the_models_doing_is_a_reply_whatever_the_status(told: dict[str, str]) -> None:
+    with Endpoint(otherwise=JSONResponse({"error": told}, 400)).serving() as endpoint:
+        reply = chat_with(endpoint.url, Clock()).ask(ASKED, [])
+    assert reply.requests == ()
+    assert len(endpoint.requests) == 1

@@ -30,6 +30,7 @@ from ml_trainer_env.evals import plots, results
 from ml_trainer_env.evals.progress import Progress
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.variables import SettingsError
 
 draw = plots.draw
 CLI = [sys.executable, "-m", "ml_trainer_env.cli"]
@@ -144,10 +145,9 @@ def test_names_that_look_alike_in_a_file_name_do_not_collide(asked: Any, url: st
         assert (FOLDER / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_agent_whose_settings_are_wrong_is_one_line(url: str) -> None:
-    status, out = run("evaluate", "--url", url, "--agents", "naive,llm", "--out", "e")
-    assert status == 2
-    assert "set OPENAI_API_KEY" in out
+def test_an_agent_whose_settings_are_wrong_keeps_all_from_playing(url: str) -> None:
+    with pytest.raises(SettingsError, match="set OPENAI_API_KEY"):
+        run("evaluate", "--url", url, "--agents", "naive,llm", "--out", "e")
     assert not list(records.find(FOLDER))
 
 

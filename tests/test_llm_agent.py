@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint import Answer, Endpoint, call, error, message
+from answers import anything, completions
+from endpoint import Answer, Endpoint, call, choice, error, message
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from live import free_port
+from starlette.responses import JSONResponse
 
 from ml_trainer_env import inference
 from ml_trainer_env.agents import records
 from ml_trainer_env.agents.attempt import Attempt
-from ml_trainer_env.agents.llm import agent
+from ml_trainer_env.agents.llm import agent, chat
 from ml_trainer_env.agents.llm.chat import Chat
-from ml_trainer_env.agents.llm.settings import LLMSettings, LLMSettingsError
+from ml_trainer_env.agents.llm.settings import LLMSettings
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.records import Line
 from ml_trainer_env.agents.session import Connect, RemoteSession
@@ -47,8 +52,7 @@ def connect(request: pytest.FixtureRequest, env: MLTrainerEnvironment) -> Iterat
 def play(endpoint: Endpoint, connect: Connect, decisions: int = 8) -> tuple[Attempt, list[Line]]:
     lines: list[Line] = []
     with endpoint.serving(), Attempt("llm", connect, "easy_mnist", 0, [lines.append]) as attempt:
-        chat = Chat(settings(endpoint))
-        agent.play(attempt, chat, decisions)
+        agent.play(attempt, Chat(settings(endpoint)), decisions)
     return attempt, lines
 
 
@@ -58,20 +62,22 @@ def settings(endpoint: Endpoint) -> LLMSettings:
     )
 
 
-@pytest.mark.parametrize(
-    ("env_url", "sent"),
-    [
-        ("https://someone-trainer.hf.space", "hf"),
-        ("http://someone-trainer.hf.space", None),  # in clear text
-        ("https://hf.space.evil.example", None),
-        ("http://localhost:8000", None),
-    ],
-)
-def test_hugging_faces_token_is_shown_to_its_spaces_only(env_url: str, sent: str | None) -> None:
-    given = {"env_url": env_url, "hf_token": "hf", "openai_api_key": "k"}
-    assert LLMSettings.model_validate(given).env_token == sent
-    own = LLMSettings.model_validate({**given, "ml_trainer_token": "own"})
-    assert own.env_token == "own"
+def test_calls_in_other_shapes_are_played(connect: Connect) -> None:
+    config = {"optimizer": "adamw", "learning_rate": 0.003}
+    endpoint = Endpoint(
+        choice(
+            message={
+                "content": [{"type": "text", "text": "So:"}],
+                "tool_calls": {"name": "configure_training", "parameters": config},
+            }
+        ),
+        message('<tool_call>{"name": "run_epochs", "arguments": {"num_epochs": 20}}</tool_call>'),
+        choice(message={"function_call": {"name": "submit_model", "arguments": None}}),
+    )
+    attempt, _ = play(endpoint, connect)
+    assert attempt.ended is not None
+    assert (attempt.ended.epochs, attempt.ended.errors) == (20, 0)
+    assert attempt.ended.grade.submitted_by == "agent"
 
 
 def test_a_good_model_plays_an_episode(connect: Connect) -> None:
@@ -144,7 +150,10 @@ DEEP = '{"learning_rate": ' + "[" * 500 + "]" * 500 + "}"
     [
         (message("I would lower the learning rate."), "not a tool call; call exactly one tool"),
         (message(None), "not a tool call"),
-        (message("") | {"choices": []}, "not a tool call"),
+        (choice(message={"content": ""}, finish_reason="length"), "cut off at the length limit"),
+        (choice(message={}, finish_reason="content_filter"), "withheld by the provider's filter"),
+        (choice(message={"refusal": "I can't."}), "was a refusal"),
+        (choice(message={"tool_calls": [{"function": {}}]}), "no name of a tool"),
         (call("train_faster", speed=9), 'no tool is named "train_faster"; the tools are'),
         (call("run_epochs", num_epochs=21), "must be a whole number with 1 <= num_epochs <= 20"),
         (call("run_epochs", num_epochs="five"), "num_epochs: must be a whole number"),
@@ -155,7 +164,7 @@ DEEP = '{"learning_rate": ' + "[" * 500 + "]" * 500 + "}"
         (message(None, ("configure_training", '"0.1"')), "must be a JSON object"),
         (message(None, ("configure_training", '{"learning_rate": NaN}')), "must be a JSON object"),
         (message(None, ("configure_training", '{"learning_rate": 1e999}')), "must be a JSON"),
-        (message(None, ("configure_training", '{"\\ud800": 1}')), "must be a JSON object"),
+        (message(None, ("configure_training", '{"\\ud800": 1}')), '"?": unknown'),
         (message(None, ("configure_training", DEEP)), "nothing done"),
         (call("configure_training", optimizer="x" * 70_000), "nothing done"),
         (call("\u0000" * 99, x="\u202e" * 999), "nothing done"),
@@ -302,6 +311,67 @@ def test_an_endpoint_that_dies_ends_it_and_keeps_what_was_finished(
     assert '"tool":"configure_training"' in part.read_text()
 
 
+BROKEN: dict[str, Answer] = {
+    "an error with status 200": {"error": {"code": 429, "message": "slow down"}},
+    "in a list": JSONResponse([{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}]),
+    "within the choice": choice(error={"code": 502, "message": "x"}, finish_reason="error"),
+    "no choices": {"choices": []},
+    "no message": choice(finish_reason="stop"),
+    "another protocol": {"object": "list", "data": []},
+    "an empty body": b"",
+    "half a body": b'{"choices": [{"mess',
+    "a page": b"<html>Welcome</html>",
+    "a status": error(503, "overloaded"),
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_endpoint_is_never_a_score(
+    answer: Answer,
+    configured: Callable[[Endpoint], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat, "FAULT_WAIT", 0.0)
+    monkeypatch.setattr(chat, "QUOTA_WAIT", 0.0)
+    endpoint = Endpoint(otherwise=answer)
+    with endpoint.serving():
+        configured(endpoint)
+        monkeypatch.setenv("LLM_MAX_RETRIES", "2")
+        assert inference.main() == 1
+    retried = answer != BROKEN["a page"]
+    assert len(endpoint.requests) >= (3 if retried else 1)
+    out, err = capsys.readouterr()
+    [told] = [line for line in out.splitlines() if "failed" in line]
+    assert told.startswith(f"easy_mnist failed: {endpoint.url}: ")
+    assert "Summary" not in out
+    assert err == ""
+    assert not list(records.find(Path("outputs/evals")))
+
+
+@settings_of_hypothesis(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(answers=st.lists(completions | anything, max_size=4))
+def test_whatever_is_answered_it_ends_in_a_grade_or_in_one_line(
+    answers: list[Any],
+    configured: Callable[[Endpoint], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inference, "TASK_IDS", ["easy_mnist"])
+    endpoint = Endpoint(*(json.dumps(answer).encode() for answer in answers), otherwise=SUBMITTED)
+    with endpoint.serving():
+        configured(endpoint)
+        status = inference.main()
+    out, err = capsys.readouterr()
+    failed = [line for line in out.splitlines() if line.startswith("easy_mnist failed: ")]
+    assert (status, len(failed), "Summary" in out) in ((0, 0, True), (1, 1, False))
+    assert err == ""
+    for path in Path("outputs").rglob("*.jsonl*"):
+        path.read_bytes().decode()  # strictly
+
+
 def test_an_endpoint_that_was_never_there(
     configured: Callable[[Endpoint], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,61 +391,9 @@ def test_an_environment_that_is_not_there(
     assert "Failed to connect" in capsys.readouterr().out
 
 
-# Settings -----------------------------------------------------------------------------------------
-
-
 def test_a_key_is_required(capsys: pytest.CaptureFixture[str]) -> None:
-    assert inference.main() == 2
-    assert "OPENAI_API_KEY, OPENROUTER_API_KEY or GEMINI_API_KEY" in capsys.readouterr().out
-
-
-def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    loaded = LLMSettings.load()
-    assert (loaded.base_url, loaded.model) == ("https://api.openai.com/v1", "gpt-4o-mini")
-    assert loaded.env_url == "http://localhost:8000"
-    assert (loaded.llm_rpm_limit, loaded.llm_max_retries) == (5, 3)
-    assert loaded.llm_reasoning_effort == "minimal"
-    assert [loaded.decisions(task_id) for task_id in TASK_IDS] == [5, 6, 7]
-
-
-@pytest.mark.parametrize(
-    ("keys", "key", "host"),
-    [
-        ("OPENAI_API_KEY OPENROUTER_API_KEY GEMINI_API_KEY", "OPENAI_API_KEY", "api.openai.com"),
-        ("OPENROUTER_API_KEY GEMINI_API_KEY", "OPENROUTER_API_KEY", "openrouter.ai"),
-        ("GEMINI_API_KEY", "GEMINI_API_KEY", "generativelanguage.googleapis.com"),
-    ],
-)
-def test_a_fallback_key_selects_its_provider(
-    keys: str, key: str, host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in keys.split():
-        monkeypatch.setenv(name, f"value of {name}")
-    loaded = LLMSettings.load()
-    assert loaded.api_key == f"value of {key}"
-    assert f"//{host}/" in loaded.base_url
-    monkeypatch.setenv("API_BASE_URL", "http://elsewhere/v1")
-    assert LLMSettings.load().base_url == "http://elsewhere/v1"
-
-
-def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path(".env").write_text("GEMINI_API_KEY=k\nLLM_RPM_LIMIT=9\nMODEL_NAME=a\nSOMETHING_ELSE=1\n")
-    monkeypatch.setenv("MODEL_NAME", "b")
-    loaded = LLMSettings.load()
-    assert (loaded.llm_rpm_limit, loaded.model, loaded.api_key) == (9, "b", "k")
-
-
-@pytest.mark.parametrize("variable", ["LLM_RPM_LIMIT", "LLM_MAX_RETRIES", "LLM_MAX_STEPS_HARD"])
-def test_a_value_that_cannot_be_used_is_named(
-    variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    monkeypatch.setenv(variable, "-1")
-    with pytest.raises(LLMSettingsError, match=variable):
-        LLMSettings.load()
-
-
-def test_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "very secret")
-    assert "very secret" not in f"{LLMSettings.load()!r}"
+    with pytest.raises(SystemExit) as ended:
+        inference.main()
+    assert ended.value.code == 2
+    told = "set OPENAI_API_KEY, OPENROUTER_API_KEY or GEMINI_API_KEY\n"
+    assert capsys.readouterr() == ("", told)

@@ -9,6 +9,7 @@ import pytest
 from live import free_port, listens
 
 from ml_trainer_env.local_server import ServerError, local_server
+from ml_trainer_env.variables import SettingsError
 
 HEALTHY = """
 import http.server, sys
@@ -25,6 +26,15 @@ def test_a_server_that_cannot_start_is_explained(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerError, match=r"(?s)ended with status 3.*no such module"),
         local_server(tmp_path / "logs" / "server.log", program),
+    ):
+        pytest.fail("it is not there")
+
+
+def test_what_a_server_says_of_its_settings_is_passed_on(tmp_path: Path) -> None:
+    refusing = "import sys; print('...\\nML_TRAINER_THREADS: no', file=sys.stderr); sys.exit(2)"
+    with (
+        pytest.raises(SettingsError, match=r"^ML_TRAINER_THREADS: no$"),
+        local_server(tmp_path / "log", [sys.executable, "-c", refusing]),
     ):
         pytest.fail("it is not there")
 

@@ -28,7 +28,8 @@ from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS
 from ml_trainer_env.server import app
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.settings import Settings, SettingsError
+from ml_trainer_env.server.settings import Settings
+from ml_trainer_env.variables import SettingsError
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,16 +6,14 @@ number of requests whatever the model answers.
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
-from typing import Any, cast
 from urllib.parse import urlsplit
-
-from pydantic_core import from_json
 
 from ml_trainer_env.agents.attempt import Attempt, Refused, Trial
 from ml_trainer_env.agents.llm import prompt
-from ml_trainer_env.agents.llm.chat import Chat, Reply, ToolRequest
+from ml_trainer_env.agents.llm.answers import Reply
+from ml_trainer_env.agents.llm.calls import ToolRequest
+from ml_trainer_env.agents.llm.chat import Chat
 from ml_trainer_env.agents.llm.settings import LLMSettings
 from ml_trainer_env.agents.players import Player
 from ml_trainer_env.models import TaskId
@@ -82,7 +80,7 @@ def address(url: str) -> str:
 def _carry_out(trial: Trial, reply: Reply) -> str:
     """Do what the model asks, and tell what came of it."""
     if not reply.requests:
-        return "nothing done: the reply was prose and not a tool call; call exactly one tool"
+        return f"nothing done: {reply.hindrance}; call exactly one tool"
     first, *others = reply.requests
     told = _call(trial, first)
     if others:
@@ -91,25 +89,17 @@ def _carry_out(trial: Trial, reply: Reply) -> str:
 
 
 def _call(trial: Trial, request: ToolRequest) -> str:
+    name = _cut(request.name)
+    if not name:
+        return "nothing done: the tool call has no name of a tool; call exactly one tool"
+    if request.arguments is None:
+        return f"nothing done: the arguments of {name} must be a JSON object: {request.fault}"
+    shown = ", ".join(f"{name}={value}" for name, value in request.arguments.items())
+    call = f"{name}({_cut(shown)})"
     try:
-        arguments = _arguments(request.arguments)
-    except ValueError as error:
-        return f"nothing done: the arguments of {_cut(request.name)} must be a JSON object: {error}"
-    shown = ", ".join(f"{name}={value}" for name, value in arguments.items())
-    call = f"{_cut(request.name)}({_cut(shown)})"
-    try:
-        return prompt.outcome(call, trial.call(request.name, **arguments))
+        return prompt.outcome(call, trial.call(request.name, **request.arguments))
     except Refused as error:
         return f"nothing done: {call}: {error}"
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """Raises ValueError for what is not JSON, or not an object."""
-    arguments = from_json(text or "{}")
-    json.dumps(arguments, allow_nan=False)  # NaN, Infinity and 1e999 are read, but are not JSON
-    if not isinstance(arguments, dict):
-        raise ValueError(f"got {_cut(text)}")
-    return cast(dict[str, Any], arguments)
 
 
 def _cut(text: str) -> str:

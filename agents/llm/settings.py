@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -23,11 +24,21 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_trainer_env.models import TaskId
+from ml_trainer_env.variables import (
+    HttpUrl,
+    Secret,
+    ServerUrl,
+    SettingsError,
+    Text,
+    explained,
+    require_text,
+)
 
+DOTENV = Path(".env")
 SPACES = ".hf.space"  # where Hugging Face serves Spaces
 
 
-class LLMSettingsError(ValueError):
+class LLMSettingsError(SettingsError):
     """A variable is missing or holds what cannot be used; the message names it."""
 
 
@@ -43,24 +54,26 @@ class LLMSettings(BaseSettings):
     """How the model is asked, and for how many decisions."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
+        env_file=DOTENV,
+        env_file_encoding="utf-8-sig",  # as some editors mark it
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
+        hide_input_in_errors=True,
         protected_namespaces=(),
     )
 
-    api_base_url: str | None = None
-    model_name: str | None = None
-    env_url: str = "http://localhost:8000"
-    openai_api_key: SecretStr | None = None
-    openrouter_api_key: SecretStr | None = None
-    gemini_api_key: SecretStr | None = None
-    hf_token: SecretStr | None = None
-    ml_trainer_token: SecretStr | None = None
+    api_base_url: HttpUrl | None = None
+    model_name: Text | None = None
+    env_url: ServerUrl = "http://localhost:8000"
+    openai_api_key: Secret = None
+    openrouter_api_key: Secret = None
+    gemini_api_key: Secret = None
+    hf_token: Secret = None
+    ml_trainer_token: Secret = None
     llm_rpm_limit: Annotated[int, Field(ge=1)] = 5
     llm_max_retries: Annotated[int, Field(ge=0)] = 3
-    llm_reasoning_effort: str = "minimal"
+    llm_reasoning_effort: Text = "minimal"
     llm_max_steps_easy: Annotated[int, Field(ge=1)] = 5
     llm_max_steps_medium: Annotated[int, Field(ge=1)] = 6
     llm_max_steps_hard: Annotated[int, Field(ge=1)] = 7
@@ -69,12 +82,12 @@ class LLMSettings(BaseSettings):
     def load(cls) -> Self:
         """Raises `LLMSettingsError`."""
         try:
+            require_text(DOTENV)
             return cls()
         except ValidationError as error:
-            fault = error.errors()[0]
-            where = f"{str(fault['loc'][0]).upper()}: " if fault["loc"] else ""
-            what = fault["msg"].removeprefix("Value error, ")
-            raise LLMSettingsError(where + what) from error
+            raise LLMSettingsError(str(explained(error))) from None
+        except SettingsError as error:
+            raise LLMSettingsError(str(error)) from None
 
     @model_validator(mode="after")
     def _a_key_is_given(self) -> Self:
@@ -121,4 +134,4 @@ class LLMSettings(BaseSettings):
 
 def _is_space(url: str) -> bool:
     address = urlsplit(url)
-    return address.scheme == "https" and (address.hostname or "").endswith(SPACES)
+    return address.scheme in ("https", "wss") and (address.hostname or "").endswith(SPACES)
