@@ -78,6 +78,7 @@ PLAYABLE = {
     "tool_use": said(content=[{"type": "tool_use", "name": "run_epochs", "input": ARGUMENTS}]),
     "functionCall": tool_calls({"functionCall": {"name": "run_epochs", "args": ARGUMENTS}}),
     "a longer name": tool_calls(function(TEXT, "functions.run_epochs")),
+    "a mark in the name": tool_calls(function(TEXT, "run_epochs<|channel|>commentary")),
     "a space in the name": tool_calls(function(TEXT, " run_epochs\n")),
     "no message but a delta": choice(delta={"tool_calls": [function(TEXT)]}),
     "a choice that is no list": {
