@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
+from starlette.routing import Mount
 
 from ml_trainer_env.server import mcp_door, process
 from ml_trainer_env.server.connections import Connections
 from ml_trainer_env.server.guard import Guard
-from ml_trainer_env.server.messages import MAX_BYTES
+from ml_trainer_env.server.messages import MAX_BYTES, where_standard_mcp_is
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
+from ml_trainer_env.server.paths import OPENENV_MCP, PAGE, Paths, root_of
 from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.settings import Settings, current
+from ml_trainer_env.server.sites import Sites
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.server.waiting import details_in_the_log
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 TITLE = "ML Training Optimizer"
 SHARED = ("/web/reset", "/web/step", "/web/state", "/ws/ui")
+TO_THE_PAGE = ("/", PAGE)
 
 # OpenEnv's reaper measures from the end of the last step, so a step in progress counts as silence.
 # `Connections` closes silent WebSockets to the second; the reaper, for sessions opened over HTTP,
@@ -82,9 +86,13 @@ def build(
         title_override=TITLE,
     )
     _remove_shared_environment(app)
+    _redirect_to_the_page(app)
     _add_standard_mcp(app, environment, settings)
     app.add_middleware(Connections, idle_timeout=timeout)
-    app.add_middleware(Guard, token=settings.token, origins=settings.origins)  # outermost
+    app.add_middleware(Guard, token=settings.token, origins=settings.origins)
+    app.add_middleware(Sites, origins=settings.origins)
+    own = [path for route in app.router.routes if (path := getattr(route, "path", None))]
+    app.add_middleware(Paths, own=own)  # outermost
     app.add_exception_handler(ActionError, _explain)
     if load is not None:
         _run_within(app, partial(_first, load))
@@ -105,15 +113,41 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
 
 def _remove_shared_environment(app: FastAPI) -> None:
     """OpenEnv's page has routes to one environment for all, which would keep a place for ever."""
-    app.router.routes[:] = [
-        route for route in app.router.routes if getattr(route, "path", None) not in SHARED
+    _remove(app, SHARED)
+
+
+def _redirect_to_the_page(app: FastAPI) -> None:
+    """Where there is one; OpenEnv's redirects leave the server's prefix out."""
+
+    async def redirect(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{root_of(request.scope)}{PAGE}/")
+
+    if _remove(app, TO_THE_PAGE):
+        for path in TO_THE_PAGE:
+            app.add_api_route(path, redirect, include_in_schema=False)
+
+
+def _remove(app: FastAPI, paths: Sequence[str]) -> int:
+    """Take the routes with these paths out, mounted applications apart; how many there were."""
+    gone = [
+        route
+        for route in app.router.routes
+        if getattr(route, "path", None) in paths and not isinstance(route, Mount)
     ]
+    app.router.routes[:] = [route for route in app.router.routes if route not in gone]
+    return len(gone)
 
 
 def _add_standard_mcp(
     app: FastAPI, environment: Callable[[], MLTrainerEnvironment], settings: Settings
 ) -> None:
-    """Mount the door of `server/mcp_door.py`."""
+    """Mount the door of `server/mcp_door.py`, and say where it is to whoever comes to another."""
+
+    async def elsewhere(request: Request) -> JSONResponse:
+        detail = where_standard_mcp_is(root_of(request.scope))
+        return JSONResponse({"detail": detail}, 405, {"Allow": "POST"})
+
+    app.add_api_route(OPENENV_MCP, elsewhere, methods=["GET", "DELETE"], include_in_schema=False)
     timeout = settings.session_timeout or None
     door = mcp_door.http_app(mcp_door.mcp_server(environment, timeout))
     app.mount(mcp_door.MOUNT, door)

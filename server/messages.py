@@ -29,12 +29,17 @@ from openenv.core.env_server.types import (
     WSStepMessage,
 )
 
+from ml_trainer_env.server.paths import (
+    OPENENV_MCP,
+    PAGE,
+    STANDARD_MCP,
+    STANDARD_MCP_ADDRESS,
+    WEBSOCKET,
+)
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown, validate
 
 MAX_BYTES = 64 * 1024  # a tool call takes a few hundred
 MAX_DEPTH = 16  # nested objects and lists
-STANDARD_MCP = "/play/"  # the door of `server/mcp_door.py`
-WEB_UI = "/web"  # the page's own traffic
 
 _MESSAGES: dict[str, type[BaseMessage]] = {
     "reset": WSResetMessage,
@@ -44,14 +49,19 @@ _MESSAGES: dict[str, type[BaseMessage]] = {
     "mcp": WSMCPMessage,
 }
 _ACTIONS = {"call_tool": CallToolAction, "list_tools": ListToolsAction}
+_OPENENV_METHODS = ("tools/list", "tools/call", "openenv/session/create", "openenv/session/close")
 
 
 class BadMessage(ActionError):
     """Not a JSON object that can be handled, whatever it means."""
 
 
-def openenv_refusal(text: str) -> str | None:
-    """OpenEnv's error for a message to `/ws`; None when it may pass."""
+class UnknownMethod(ActionError):
+    """A method of JSON-RPC that OpenEnv's dialect lacks; the message says where standard MCP is."""
+
+
+def openenv_refusal(text: str, root: str = "") -> str | None:
+    """OpenEnv's error for a message to `/ws`; None when it may pass. `root`: of all addresses."""
     try:
         message = _json_object(text)
         _check_openenv(message)
@@ -65,17 +75,20 @@ def openenv_refusal(text: str) -> str | None:
     return WSErrorResponse(data={"message": str(problem), "code": code}).model_dump_json()
 
 
-def rpc_refusal(text: str | bytes) -> str | None:
-    """The JSON-RPC error for a request to `/mcp`; None when it may pass."""
+def rpc_refusal(text: str | bytes, root: str = "") -> str | None:
+    """The JSON-RPC error for a request to `/mcp`; None when it may pass. `root`: as above."""
     request_id = None
     try:
         request = _json_object(text)
         if isinstance(request.get("id"), (str, int)):
             request_id = request["id"]
         _check_rpc(request)
+        _check_method(request, root)
         return None
     except BadMessage as error:
         code, problem = JsonRpcErrorCode.PARSE_ERROR, error
+    except UnknownMethod as error:
+        code, problem = JsonRpcErrorCode.METHOD_NOT_FOUND, error
     except ActionError as error:
         code, problem = JsonRpcErrorCode.INVALID_PARAMS, error
     return JsonRpcResponse.error_response(
@@ -83,16 +96,16 @@ def rpc_refusal(text: str | bytes) -> str | None:
     ).model_dump_json()
 
 
-def http_refusal(path: str, body: bytes) -> tuple[int, dict[str, Any]] | None:
+def http_refusal(route: str, body: bytes, root: str = "") -> tuple[int, dict[str, Any]] | None:
     """Status and content of the answer to a POST that is refused; None when it may pass."""
-    if path == "/mcp":
-        answer = rpc_refusal(body)
+    if route == OPENENV_MCP:
+        answer = rpc_refusal(body, root)
         return None if answer is None else (200, json.loads(answer))
     if len(body) > MAX_BYTES:
         return 413, {"detail": f"a request must be at most {MAX_BYTES} bytes long"}
-    if path.startswith(STANDARD_MCP):
+    if route.startswith(STANDARD_MCP):
         return _standard_mcp_refusal(body)
-    if path.startswith(WEB_UI):
+    if route.startswith(PAGE):
         return None
     if not body:  # a reset without options
         return None
@@ -130,10 +143,26 @@ def with_retry_hint(refusal: Text, seconds: int) -> Text:
     return refusal.replace(_AT_CAPACITY, hint)
 
 
-WEBSOCKET_DOORS: dict[str, Callable[[str], str | None]] = {
-    "/ws": openenv_refusal,
-    "/mcp": rpc_refusal,
+WEBSOCKET_DOORS: dict[str, Callable[[str, str], str | None]] = {
+    WEBSOCKET: openenv_refusal,
+    OPENENV_MCP: rpc_refusal,
 }
+
+
+def where_standard_mcp_is(root: str) -> str:
+    """For a standard client that came to OpenEnv's door."""
+    return (
+        f"{root}{OPENENV_MCP} speaks OpenEnv's own dialect, {', '.join(_OPENENV_METHODS)}; "
+        f"standard MCP clients connect to {root}{STANDARD_MCP_ADDRESS}"
+    )
+
+
+def _check_method(request: dict[str, Any], root: str) -> None:
+    """Raise `UnknownMethod`; OpenEnv says what is wrong with a request that is none."""
+    method = request.get("method")
+    is_request = request.get("jsonrpc") == "2.0" and isinstance(method, str)
+    if is_request and method not in _OPENENV_METHODS:
+        raise UnknownMethod(f"Method not found: {shown(method)}; {where_standard_mcp_is(root)}")
 
 
 def _check_openenv(message: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ The folder of the data is ML_TRAINER_DATA_DIR (`server/datasets.py`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,7 @@ from pydantic import (
 )
 
 PREFIX = "ML_TRAINER_"
+_SITE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s\x7f-\U0010ffff]+/?")  # as browsers name it
 
 
 class SettingsError(ValueError):
@@ -75,6 +77,13 @@ class Settings(BaseModel):
         if not isinstance(given, str):
             return given
         return tuple(origin.strip() for origin in given.split(",") if origin.strip())
+
+    @field_validator("origins")
+    @classmethod
+    def _are_sites(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_SITE.fullmatch, given)):
+            raise ValueError("must be sites such as https://example.com, separated by commas")
+        return given
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:

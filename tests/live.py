@@ -30,12 +30,12 @@ def with_page(*arguments: Any, **options: Any) -> ASGIApp:
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """`app` behind uvicorn in a thread of this process; yields its base URL."""
+def serving(app: ASGIApp, **options: Any) -> Iterator[str]:
+    """`app` behind uvicorn with these options, in a thread of this process; yields its base URL."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, **options)
         server = uvicorn.Server(config)
         thread = threading.Thread(
             target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
