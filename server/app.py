@@ -8,24 +8,30 @@ if need be, beside it. The knobs are in `server/settings.py`.
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before anything is imported that takes long
+    import sys
+
+    from ml_trainer_env.server.serve import main
+
+    sys.exit(main())
+
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
 from starlette.routing import Mount
 
-from ml_trainer_env.server import mcp_door, process
+from ml_trainer_env.server import alone, ending, mcp_door, process, serve
 from ml_trainer_env.server.connections import Connections
 from ml_trainer_env.server.guard import Guard
-from ml_trainer_env.server.messages import MAX_BYTES, where_standard_mcp_is
+from ml_trainer_env.server.messages import where_standard_mcp_is
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
 from ml_trainer_env.server.paths import OPENENV_MCP, PAGE, Paths, root_of
 from ml_trainer_env.server.places import Places
@@ -46,7 +52,7 @@ TO_THE_PAGE = ("/", PAGE)
 # `Connections` closes silent WebSockets to the second; the reaper, for sessions opened over HTTP,
 # gets this much more than the longest step can take.
 STEP_ALLOWANCE = 900.0  # seconds
-GRACE = 10  # seconds that uvicorn leaves requests in progress when it is told to stop
+PATIENCE = 2.0  # seconds that work beside the requests gets to stop
 
 
 def build(
@@ -169,21 +175,29 @@ def _run_within(app: FastAPI, context: Callable[[], AbstractAsyncContextManager[
 @asynccontextmanager
 async def _first(work: Callable[[], None]) -> AsyncIterator[None]:
     """`work()`, while nobody can ask for anything yet."""
-    work()
+    with ending.at_once():
+        work()
     yield
 
 
 @asynccontextmanager
 async def _beside(work: Callable[[], None]) -> AsyncIterator[None]:
-    """`work()` in a thread beside the block."""
-    task = asyncio.create_task(asyncio.to_thread(work))
-    yield
-    task.cancel()
+    """`work()` in a thread beside the block, which is told when the process is to end."""
+    thread = threading.Thread(target=work, daemon=True)
+    with ending.heard():
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.tell()
+            await asyncio.to_thread(thread.join, PATIENCE)
 
 
 def load() -> None:
     """Load torch, whose import would hold the event loop up."""
+    alone.refuse_company()
     process.load(workers=current().runner == "pool")
+    alone.refuse_company()
 
 
 def prepare() -> None:
@@ -200,19 +214,5 @@ app = build(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until interrupted."""
-    parser = argparse.ArgumentParser(prog="server", description="Serve the environment.")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
-    options = parser.parse_args(argv)
-    uvicorn.run(
-        app,
-        host=options.host,
-        port=options.port,
-        timeout_graceful_shutdown=GRACE,
-        ws_max_size=4 * MAX_BYTES,  # what is longer than MAX_BYTES is refused with an explanation
-    )
-
-
-if __name__ == "__main__":
-    main()
+    """Serve until interrupted: where OpenEnv looks for `server/serve.py`."""
+    serve.main(argv)
