@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -235,7 +235,7 @@ def bench(context: typer.Context) -> None:
     script = Path(__file__).parent / "benchmarks" / "bench.py"
     if not script.exists():
         _fail("the benchmark is part of the repository, not of the installed package")
-    raise typer.Exit(subprocess.call([sys.executable, str(script), *context.args]))
+    _become(str(script), *context.args)
 
 
 # Inside -------------------------------------------------------------------------------------------
@@ -288,7 +288,13 @@ def _report(folder: Path, command: str | None = None) -> None:
 
 
 def _run_module(module: str, *arguments: str) -> NoReturn:
-    raise typer.Exit(subprocess.call([sys.executable, "-m", module, *arguments]))
+    _become("-m", module, *arguments)
+
+
+def _become(*arguments: str) -> NoReturn:
+    """Python with these arguments, in the place of this process: no signal can part the two."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def _fail(problem: str, status: int = 1) -> NoReturn:

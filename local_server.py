@@ -1,7 +1,8 @@
-"""A server in a process of its own for as long as a block lasts; it is stopped whatever happens."""
+"""A server in a process of its own while a block lasts; it ends whatever happens, `kill -9` too."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,12 +14,10 @@ from pathlib import Path
 import httpx
 
 from ml_trainer_env.agents.session import CONNECTION_ERRORS
+from ml_trainer_env.leash import Leashed
 from ml_trainer_env.variables import USAGE, SettingsError
 
-ENVIRONMENT = (
-    *(sys.executable, "-m", "uvicorn", "ml_trainer_env.server.app:app"),
-    *("--timeout-graceful-shutdown", "5"),
-)
+ENVIRONMENT = (sys.executable, "-m", "ml_trainer_env.server.app")
 LOGS = Path("outputs") / "logs"
 
 START_SECONDS = 120.0  # reading everything from a cold disk takes long
@@ -48,14 +47,9 @@ def local_server(
     log.parent.mkdir(parents=True, exist_ok=True)
     port = _free_port(port)
     command = [*program, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the demo, which then stops the server
-        )
+    alone = os.environ | {"WEB_CONCURRENCY": "1"}  # what uvicorn would start otherwise
+    with log.open("wb") as out:  # on a leash: Ctrl-C is for the demo, which then stops the server
+        server = Leashed(command, stdout=out, stderr=subprocess.STDOUT, env=alone)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(server, url + health, log)
@@ -67,10 +61,10 @@ def local_server(
             raise
         raise _ended(server, log) from error
     finally:
-        _stop(server)
+        server.end(STOP_SECONDS)
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+def _wait_until_healthy(server: Leashed, address: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -83,7 +77,7 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], address: str, log: Path
     raise ServerError(f"the server did not answer {address} in {START_SECONDS:g} s{_log_tail(log)}")
 
 
-def _ended(server: subprocess.Popen[bytes], log: Path) -> ServerError | SettingsError:
+def _ended(server: Leashed, log: Path) -> ServerError | SettingsError:
     """What to raise: it has said itself which settings it cannot use."""
     if server.returncode == USAGE and (lines := _lines(log)):
         return SettingsError(lines[-1])
@@ -96,16 +90,6 @@ def _log_tail(log: Path) -> str:
 
 def _lines(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(STOP_SECONDS)
-    finally:  # a second Ctrl-C must not leave it behind either
-        server.kill()
-        server.wait()
 
 
 def _free_port(preferred: int) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from ml_trainer_env.benchmarks.flops import convolution_peak
 from ml_trainer_env.benchmarks.load import Load
 from ml_trainer_env.models import TASK_IDS
 from ml_trainer_env.server import trainer
+from ml_trainer_env.server.cores import available
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.team import Team
 from ml_trainer_env.terminal import stdout
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(task_ids: Sequence[str], quick: bool, console: Console) -> report.Results:
     begin, before = time.perf_counter(), Load.now()
-    cores = len(os.sched_getaffinity(0))
+    cores = available()
     trainer.configure_process()  # as the server does
     team = Team(THREADS)
     amounts = QUICK_AMOUNTS if quick else AMOUNTS

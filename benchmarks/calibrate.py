@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from ml_trainer_env.models import (
     TrainingConfig,
 )
 from ml_trainer_env.server import tasks
+from ml_trainer_env.server.cores import available
 from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint
 from ml_trainer_env.terminal import stdout
 
@@ -195,7 +195,7 @@ def train_all(jobs: Sequence[Job], console: Console) -> None:
     }
     jobs = [job for job in jobs if job not in done]
     context = multiprocessing.get_context("spawn")
-    with context.Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
+    with context.Pool(available(), maxtasksperchild=1) as pool:
         for run in pool.imap_unordered(train, jobs):
             with (FOLDER / f"{run.task_id}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(run.model_dump_json() + "\n")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import httpx
 from openenv.core.env_server.mcp_types import CallToolAction
 
 from ml_trainer_env import MLTrainerEnv
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
+from ml_trainer_env.local_server import LOGS, local_server
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.wire import ToolObservation
 
@@ -24,7 +17,7 @@ HISTORY = 10  # epochs behind the measured calls: a status with its histories fu
 CALLS = 40  # of each kind; an episode has no more than 50
 RESETS = 20  # of each task
 WARM_UP = 3  # not counted, of each kind
-START_TIMEOUT = 120.0  # seconds; reading torch from a cold disk takes long
+LOG = LOGS / "bench-server.log"
 
 
 class Door(NamedTuple):
@@ -49,7 +42,7 @@ def in_process(task_ids: Sequence[str]) -> dict[str, Spread]:
 
 
 def over_websocket(task_ids: Sequence[str]) -> dict[str, Spread]:
-    with real_server() as url, MLTrainerEnv(base_url=url) as env:
+    with local_server(LOG) as url, MLTrainerEnv(base_url=url) as env:
         return measure(Door(env.reset, env.call_tool), task_ids)
 
 
@@ -79,41 +72,3 @@ def _resets(door: Door, task_id: str) -> Spread:
 def _spread(call: Callable[[int], object], count: int) -> Spread:
     samples = [seconds_of(lambda i=i: call(i)) for i in range(WARM_UP + count)]
     return Spread.of(samples[WARM_UP:])
-
-
-@contextmanager
-def real_server() -> Iterator[str]:
-    """A server in a process of its own, started as users start it; yields its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "ml_trainer_env.server.app"]
-    with tempfile.TemporaryDirectory(prefix="ml-trainer-") as folder:
-        log = Path(folder) / "log"
-        with log.open("w") as out:
-            server = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=out, stderr=out
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_healthy(url, server, log)
-            yield url
-        finally:
-            server.terminate()
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(url + "/health").status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise RuntimeError(f"the server did not start:\n{log.read_text()}")

@@ -9,31 +9,40 @@ answers `/health`, while the data is loaded, and fetched if need be, beside it. 
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before anything is imported that takes long
+    import sys
+
+    from ml_trainer_env.server.serve import main
+
+    sys.exit(main())
+
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
+from starlette.routing import Mount
 
-from ml_trainer_env.server import data_folder, mcp_door, process
+from ml_trainer_env.server import alone, data_folder, ending, mcp_door, process, serve
 from ml_trainer_env.server.connections import Connections
 from ml_trainer_env.server.guard import Guard
-from ml_trainer_env.server.messages import MAX_BYTES
+from ml_trainer_env.server.messages import where_standard_mcp_is
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
+from ml_trainer_env.server.paths import OPENENV_MCP, PAGE, Paths, root_of
 from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.published import publish
 from ml_trainer_env.server.settings import Settings, current
+from ml_trainer_env.server.sites import Sites
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.server.visitor import Terms
 from ml_trainer_env.server.waiting import details_in_the_log
-from ml_trainer_env.variables import SettingsError, settings_explained
+from ml_trainer_env.variables import settings_explained
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 if TYPE_CHECKING:
@@ -41,13 +50,13 @@ if TYPE_CHECKING:
 
 TITLE = "ML Training Optimizer"
 SHARED = ("/web/reset", "/web/step", "/web/state", "/ws/ui")
+TO_THE_PAGE = ("/", PAGE)
 
 # OpenEnv's reaper measures from the end of the last step, so a step in progress counts as silence.
 # `Connections` closes silent WebSockets to the second; the reaper, for sessions opened over HTTP,
 # gets this much more than the longest step can take.
 STEP_ALLOWANCE = 900.0  # seconds
-MAX_PORT = 65535
-GRACE = 10  # seconds that uvicorn leaves requests in progress when it is told to stop
+PATIENCE = 2.0  # seconds that work beside the requests gets to stop
 
 
 def build(
@@ -88,9 +97,13 @@ def build(
     )
     _remove_shared_environment(app)
     publish(app)
+    _redirect_to_the_page(app)
     _add_standard_mcp(app, environment, settings)
     app.add_middleware(Connections, idle_timeout=timeout)
-    app.add_middleware(Guard, token=settings.token, origins=settings.origins)  # outermost
+    app.add_middleware(Guard, token=settings.token, origins=settings.origins)
+    app.add_middleware(Sites, origins=settings.origins)
+    own = [path for route in app.router.routes if (path := getattr(route, "path", None))]
+    app.add_middleware(Paths, own=own)  # outermost
     app.add_exception_handler(ActionError, _explain)
     if load is not None:
         _run_within(app, partial(_first, load))
@@ -111,15 +124,41 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
 
 def _remove_shared_environment(app: FastAPI) -> None:
     """OpenEnv's page has routes to one environment for all, which would keep a place for ever."""
-    app.router.routes[:] = [
-        route for route in app.router.routes if getattr(route, "path", None) not in SHARED
+    _remove(app, SHARED)
+
+
+def _redirect_to_the_page(app: FastAPI) -> None:
+    """Where there is one; OpenEnv's redirects leave the server's prefix out."""
+
+    async def redirect(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{root_of(request.scope)}{PAGE}/")
+
+    if _remove(app, TO_THE_PAGE):
+        for path in TO_THE_PAGE:
+            app.add_api_route(path, redirect, include_in_schema=False)
+
+
+def _remove(app: FastAPI, paths: Sequence[str]) -> int:
+    """Take the routes with these paths out, mounted applications apart; how many there were."""
+    gone = [
+        route
+        for route in app.router.routes
+        if getattr(route, "path", None) in paths and not isinstance(route, Mount)
     ]
+    app.router.routes[:] = [route for route in app.router.routes if route not in gone]
+    return len(gone)
 
 
 def _add_standard_mcp(
     app: FastAPI, environment: Callable[[], MLTrainerEnvironment], settings: Settings
 ) -> None:
-    """Mount the door of `server/mcp_door.py`."""
+    """Mount the door of `server/mcp_door.py`, and say where it is to whoever comes to another."""
+
+    async def elsewhere(request: Request) -> JSONResponse:
+        detail = where_standard_mcp_is(root_of(request.scope))
+        return JSONResponse({"detail": detail}, 405, {"Allow": "POST"})
+
+    app.add_api_route(OPENENV_MCP, elsewhere, methods=["GET", "DELETE"], include_in_schema=False)
     timeout = settings.session_timeout or None
     terms = Terms(settings.mcp_task, settings.mcp_seed, settings.mcp_episodes)
     door = mcp_door.http_app(mcp_door.mcp_server(environment, timeout, terms))
@@ -142,21 +181,29 @@ def _run_within(app: FastAPI, context: Callable[[], AbstractAsyncContextManager[
 @asynccontextmanager
 async def _first(work: Callable[[], None]) -> AsyncIterator[None]:
     """`work()`, while nobody can ask for anything yet."""
-    work()
+    with ending.at_once():
+        work()
     yield
 
 
 @asynccontextmanager
 async def _beside(work: Callable[[], None]) -> AsyncIterator[None]:
-    """`work()` in a thread beside the block."""
-    task = asyncio.create_task(asyncio.to_thread(work))
-    yield
-    task.cancel()
+    """`work()` in a thread beside the block, which is told when the process is to end."""
+    thread = threading.Thread(target=work, daemon=True)
+    with ending.heard():
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.tell()
+            await asyncio.to_thread(thread.join, PATIENCE)
 
 
 def load() -> None:
     """Load torch, whose import would hold the event loop up."""
+    alone.refuse_company()
     process.load(workers=current().runner == "pool")
+    alone.refuse_company()
 
 
 def prepare() -> None:
@@ -187,21 +234,5 @@ def __getattr__(name: str) -> FastAPI:
 
 @settings_explained()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until interrupted."""
-    parser = argparse.ArgumentParser(prog="server", description="Serve the environment.")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
-    options = parser.parse_args(argv)
-    if not 0 <= options.port <= MAX_PORT:
-        raise SettingsError(f"--port: must be from 0 to {MAX_PORT}; got {options.port}")
-    uvicorn.run(
-        application(),
-        host=options.host,
-        port=options.port,
-        timeout_graceful_shutdown=GRACE,
-        ws_max_size=4 * MAX_BYTES,  # what is longer than MAX_BYTES is refused with an explanation
-    )
-
-
-if __name__ == "__main__":
-    main()
+    """Serve until interrupted: where OpenEnv looks for `server/serve.py`."""
+    serve.main(argv)

@@ -23,6 +23,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml_trainer_env.server import messages
+from ml_trainer_env.server.paths import OPENENV_MCP, root_of, route_of
 from ml_trainer_env.server.turnover import Turnover
 
 READ_AHEAD = 32  # messages read while a step is in progress; beyond them, the end goes unseen
@@ -65,17 +66,15 @@ class Connections:
         self._opening = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] == "websocket" and path in messages.WEBSOCKET_DOORS:
-            await self._websocket(messages.WEBSOCKET_DOORS[path], scope, receive, send)
+        if scope["type"] == "websocket" and route_of(scope) in messages.WEBSOCKET_DOORS:
+            await self._websocket(scope, receive, send)
         elif scope["type"] == "http" and scope["method"] == "POST":
             await self._http(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _websocket(
-        self, refusal: Callable[[str], str | None], scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal, root = messages.WEBSOCKET_DOORS[route_of(scope)], root_of(scope)
         connection = Connection()
         send = _unless_vanished(send, connection)
         ahead: asyncio.Queue[Message] = asyncio.Queue(READ_AHEAD)
@@ -100,7 +99,7 @@ class Connections:
                     return {"type": "websocket.disconnect", "code": POLICY_CLOSE}
                 if message["type"] != "websocket.receive":
                     return message
-                answer = refusal(message.get("text") or "")
+                answer = refusal(message.get("text") or "", root)
                 if answer is None:
                     return message
                 await send({"type": "websocket.send", "text": answer})
@@ -123,7 +122,8 @@ class Connections:
         body = await _body(receive)
         if body is None:  # the client went away
             return
-        refusal = messages.http_refusal(scope["path"], body)
+        route = route_of(scope)
+        refusal = messages.http_refusal(route, body, root_of(scope))
         if refusal is not None:
             await _answer(send, *refusal)
             return
@@ -157,7 +157,7 @@ class Connections:
 
         scope = {**scope, _IN_SCOPE: connection}
         async with _background(watch()), _serving(connection):
-            await self.app(scope, replay, send_hinted if scope["path"] == "/mcp" else send)
+            await self.app(scope, replay, send_hinted if route == OPENENV_MCP else send)
 
     @asynccontextmanager
     async def _turn_to_open(self) -> AsyncIterator[Callable[[], None]]:

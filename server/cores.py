@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ml_trainer_env.server import quota
 from ml_trainer_env.server.asking import PATIENCE, Asker, CalledOff, QueueFull
 
 MAX_WAITING = 256
@@ -43,7 +44,7 @@ class Cores:
             raise ValueError(f"threads must be at least 1; got {threads}")
         if total is not None and total < 1:
             raise ValueError(f"cores must be at least 1; got {total}")
-        self.total = total or _available()
+        self.total = total or available()
         self.threads = min(threads, self.total)
         self._free = self.total
         self._max_waiting = max_waiting
@@ -126,8 +127,15 @@ class Cores:
         )
 
 
-def _available() -> int:
-    """Cores that this process may use; not all systems can say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def available(at_most: int | None = None) -> int:
+    """Cores that this process may keep busy, as its affinity and its control groups have it.
+
+    `at_most`: what its user allows.
+    """
+    if hasattr(os, "sched_getaffinity"):  # not all systems can say
+        visible = len(os.sched_getaffinity(0))
+    else:
+        visible = os.cpu_count() or 1
+    allowed = quota.processors()
+    bounds = (visible, math.inf if allowed is None else math.floor(allowed), at_most or math.inf)
+    return max(1, int(min(bounds)))

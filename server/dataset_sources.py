@@ -22,18 +22,23 @@ from urllib.parse import urlsplit
 from ml_trainer_env.server import dataset_formats as formats
 from ml_trainer_env.server import dataset_packages as packages
 from ml_trainer_env.server.dataset_formats import RawData, SourceError, is_cifar_file
+from ml_trainer_env.server.ending import pause
+from ml_trainer_env.server.pace import BARELY, Pace, TooSlow, all_failed
 from ml_trainer_env.server.progress import Reached, step
 
 CONNECT_S = 4.0  # a firewalled machine moves on after this long, however many mirrors there are
 READ_S = 30.0  # longest silence in the middle of a download
+CHUNK = 1 << 14  # bytes, whose arrival is noticed together
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place to try. `fetch(work)` may use the empty folder `work`; it raises on failure."""
+    """One place to try. `fetch(work, least)` may use the empty folder `work`; it raises on failure,
+    `TooSlow` when fewer than `least` bytes a second come.
+    """
 
     title: str
-    fetch: Callable[[Path], RawData]
+    fetch: Callable[[Path, float], RawData]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def sources(name: str, raw_dir: Path | None) -> list[Source]:
     }
     own = []
     if raw_dir is not None:
-        own = [Source(f"raw folder {raw_dir}", lambda work: from_folder(name, raw_dir))]
+        own = [Source(f"raw folder {raw_dir}", lambda *_: from_folder(name, raw_dir))]
     return [*own, Source("official files", partial(from_official, name)), *registry[name]]
 
 
@@ -143,10 +148,11 @@ def _cifar_in(folder: Path) -> RawData | None:
     return None
 
 
-def from_official(name: str, work: Path) -> RawData:
+def from_official(name: str, work: Path, least: float = BARELY) -> RawData:
     """Data set `name` over HTTP. Every file is checked against its published MD5.
 
-    Raises SourceError, within about CONNECT_S when no mirror answers. No request is repeated.
+    Raises SourceError, within about CONNECT_S when no mirror answers, and TooSlow. No request is
+    repeated, and a mirror that was too slow is not asked for the next file.
     """
     official = OFFICIAL[name]
     answers = _probe([mirror + next(iter(official.md5)) for mirror in official.mirrors])
@@ -155,7 +161,7 @@ def from_official(name: str, work: Path) -> RawData:
         said = zip(map(_host, official.mirrors), answers, strict=True)
         raise SourceError("; ".join(f"{host}: {why}" for host, why in said))
     for file, md5 in official.md5.items():
-        _download(file, md5, alive, work)
+        _download(file, md5, alive, work, least)
     return from_folder(name, work)
 
 
@@ -180,8 +186,8 @@ def _probe(urls: list[str]) -> list[str | None]:
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + CONNECT_S
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+        pause(0.02)
     return list(verdicts)
 
 
@@ -190,38 +196,74 @@ class _PoochBar:
 
     def __init__(self, reached: Reached) -> None:
         self.total = 0  # pooch sets it, from the answer's headers
-        self._done = 0
+        self.done = 0
+        self.given_up = False
         self._reached = reached
 
     def update(self, bytes_more: int) -> None:
-        self._done += bytes_more
-        self._reached(self._done, self.total)
+        if self.given_up:
+            raise SourceError("nobody waits for it any more")
+        self.done += bytes_more
+        self._reached(self.done, self.total)
 
     def reset(self) -> None:
-        self._done = 0
+        self.done = 0
 
     def close(self) -> None:
         pass
 
 
-def _download(file: str, md5: str, mirrors: list[str], work: Path) -> None:
-    """Fetch one file from the first mirror that gives it whole; SourceError if none does."""
+def _download(file: str, md5: str, mirrors: list[str], work: Path, least: float) -> None:
+    """Fetch one file from the first mirror that gives it whole; SourceError if none does.
+
+    Takes mirrors that are too slow out of `mirrors`.
+    """
+    errors: list[SourceError] = []
+    for mirror in tuple(mirrors):
+        with step(f"{file} from {_host(mirror)}") as reached:
+            try:
+                _retrieve(mirror + file, md5, work, reached, Pace(least, READ_S))
+                return
+            except TooSlow as error:
+                mirrors.remove(mirror)
+                errors.append(TooSlow(f"{_host(mirror)}: {error}"))
+            except SourceError as error:
+                errors.append(SourceError(f"{_host(mirror)}: {error}"))
+    failure = all_failed(errors)
+    raise type(failure)(f"{file}: {failure}")
+
+
+def _retrieve(url: str, md5: str, work: Path, reached: Reached, pace: Pace) -> None:
+    """Fetch one file into `work`. Raises SourceError, TooSlow, Ending.
+
+    In a daemon thread: a read can hang, and whoever gives a mirror up does not wait for it.
+    """
     import pooch
 
     pooch.get_logger().setLevel("WARNING")  # `step` says what is being fetched
-    errors = []
-    for mirror in mirrors:
-        with step(f"{file} from {_host(mirror)}") as reached:
-            bar: Any = _PoochBar(reached)  # Any, twice: pooch's annotations forbid what it takes
-            downloader: Any = pooch.HTTPDownloader(
-                progressbar=bar, chunk_size=1 << 16, timeout=(CONNECT_S, READ_S)
-            )
-            try:
-                pooch.retrieve(mirror + file, f"md5:{md5}", file, work, downloader=downloader)
-                return
-            except (OSError, ValueError) as error:  # requests' errors are OSErrors
-                errors.append(f"{_host(mirror)}: {_brief(error)}")
-    raise SourceError(f"{file}: {'; '.join(errors)}")
+    bar: Any = _PoochBar(reached)  # Any, twice: pooch's annotations forbid what it takes
+    downloader: Any = pooch.HTTPDownloader(
+        progressbar=bar, chunk_size=CHUNK, timeout=(CONNECT_S, READ_S)
+    )
+    failures: list[str] = []  # in words: an exception would keep the connection open
+
+    def fetch() -> None:
+        try:
+            name = url.rpartition("/")[2]
+            pooch.retrieve(url, f"md5:{md5}", name, work, downloader=downloader)
+        except Exception as error:
+            failures.append(_brief(error))
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            pause(0.02)
+            pace.reached(bar.done)
+    finally:
+        bar.given_up = True
+    for failure in failures:
+        raise SourceError(failure)
 
 
 def _host(url: str) -> str:

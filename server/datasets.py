@@ -19,10 +19,12 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import signal
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,6 +39,8 @@ from ml_trainer_env.server import data_folder, dataset_sources
 from ml_trainer_env.server.data_folder import NAMES, VARIABLE, cache_dir
 from ml_trainer_env.server.dataset_canon import CANON, SPLITS, Canon, NotCanonicalError, cut, verify
 from ml_trainer_env.server.dataset_formats import SourceError
+from ml_trainer_env.server.ending import Ending, pause
+from ml_trainer_env.server.pace import BARELY, BRISK, TooSlow
 from ml_trainer_env.server.progress import note
 from ml_trainer_env.variables import expanded, settings_explained
 
@@ -211,11 +215,19 @@ def _alone_with(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         note(f"{path.stem}: another process is preparing it; waiting for that")
-        lock.acquire()
+        _acquire(lock)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock) -> None:
+    """However long it takes. Raises `Ending`."""
+    while not lock.is_locked:
+        pause(0.2)
+        with suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
 
 
 def _prepare_locked(name: str, raw_dir: Path | None) -> None:
@@ -227,15 +239,24 @@ def _prepare_locked(name: str, raw_dir: Path | None) -> None:
         if path.exists():
             note(f"{name}: the cached file is damaged ({error}); preparing it again")
     failures = []
-    for source in dataset_sources.sources(name, raw_dir or _own_raw_dir()):
+    queue = deque(dataset_sources.sources(name, raw_dir or _own_raw_dir()))
+    slow: set[str] = set()  # and asked again once all others have failed
+    while queue:
+        source = queue.popleft()
+        patient = source.title in slow or not queue
         try:
-            arrays = _obtain(source, CANON[name])
+            arrays = _obtain(source, CANON[name], BARELY if patient else BRISK)
+        except Ending:
+            raise
         # Whatever is wrong with one source (a truncated archive, a hostile pickle, a client
         # that is not there) must not keep the next one from being tried.
         except Exception as error:
             why = str(error) if isinstance(error, SourceError | NotCanonicalError) else repr(error)
             failures.append(f"{source.title}: {why}")
             note(f"{name}: {failures[-1]}")
+            if isinstance(error, TooSlow) and not patient:
+                slow.add(source.title)
+                queue.append(source)
         else:
             _write(path, arrays, source.title)
             return
@@ -247,10 +268,10 @@ def _own_raw_dir() -> Path | None:
     return expanded(Path(own)) if own else None
 
 
-def _obtain(source: dataset_sources.Source, canon: Canon) -> dict[str, np.ndarray]:
+def _obtain(source: dataset_sources.Source, canon: Canon, least: float) -> dict[str, np.ndarray]:
     """The verified subset from one source; raises whatever is wrong with it."""
     with tempfile.TemporaryDirectory(prefix="ml-trainer-", ignore_cleanup_errors=True) as work:
-        arrays = cut(source.fetch(Path(work)), canon)
+        arrays = cut(source.fetch(Path(work), least), canon)
     verify(arrays, canon)
     return arrays
 
@@ -314,4 +335,9 @@ def _print_table(rows: Sequence[Status]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        note("interrupted")
+        sys.exit(130)

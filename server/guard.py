@@ -13,7 +13,7 @@ import base64
 import binascii
 import hmac
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -22,7 +22,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ml_trainer_env.server.messages import STANDARD_MCP, WEB_UI
+from ml_trainer_env.server.paths import OPENENV_MCP, PAGE, STANDARD_MCP, route_of
+from ml_trainer_env.server.sites import written_alike
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
@@ -35,11 +36,11 @@ class Guard:
     """The middleware. Without a `token` everybody may come in; `origins`: other sites that may."""
 
     def __init__(
-        self, app: ASGIApp, token: SecretStr | None = None, origins: Iterable[str] = ()
+        self, app: ASGIApp, token: SecretStr | None = None, origins: Collection[str] = ()
     ) -> None:
         self.app = app
         self._token = token.get_secret_value().encode() if token else None
-        self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
+        self._origins = frozenset(map(written_alike, origins))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -56,14 +57,16 @@ class Guard:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         """The answer to a request that may not come in."""
         headers = Headers(scope=scope)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        browser_door = scope["type"] == "websocket" or path.startswith(STANDARD_MCP)
+        route = route_of(scope)
+        browser_door = (
+            scope["type"] == "websocket" or route == OPENENV_MCP or route.startswith(STANDARD_MCP)
+        )
         if browser_door and not self._origin_is_welcome(scope, headers):
             detail = "this origin may not use the server; it can be listed in ML_TRAINER_ORIGINS"
             return JSONResponse({"detail": detail}, 403)
-        if self._token is None or path == OPEN or self._is_token(_given_token(headers)):
+        if self._token is None or route == OPEN or self._is_token(_given_token(headers)):
             return None
-        scheme = 'Basic realm="ml-trainer", charset="UTF-8"' if _is_page(path) else "Bearer"
+        scheme = 'Basic realm="ml-trainer", charset="UTF-8"' if _is_page(route) else "Bearer"
         detail = "this server needs its token: Authorization: Bearer TOKEN"
         return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": scheme})
 
@@ -79,7 +82,7 @@ class Guard:
         rebinding). So who comes by the loopback address has to have asked for it by its name.
         """
         origin = headers.get("origin")
-        if origin is None or origin.rstrip("/").lower() in self._origins:
+        if origin is None or written_alike(origin) in self._origins:
             return True
         host = headers.get("host", "").lower()
         server = scope.get("server")
@@ -104,8 +107,8 @@ class Guard:
             await answer(scope, receive, send)
 
 
-def _is_page(path: str) -> bool:
-    return path == "/" or path.startswith(WEB_UI)
+def _is_page(route: str) -> bool:
+    return route == "/" or route.startswith(PAGE)
 
 
 def _given_token(headers: Headers) -> bytes:

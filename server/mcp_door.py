@@ -28,16 +28,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ml_trainer_env.models import EpochRecord, TrainingStatus
 from ml_trainer_env.server import mcp_documents, rules
 from ml_trainer_env.server.connections import connection_of, current_connection
+from ml_trainer_env.server.mcp_answers import Answers
 from ml_trainer_env.server.mcp_tools import EpisodeTool
-from ml_trainer_env.server.messages import STANDARD_MCP
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment, version
+from ml_trainer_env.server.paths import STANDARD_MCP, STANDARD_MCP_ADDRESS
 from ml_trainer_env.server.tools import TOOLS, RunEpochs
 from ml_trainer_env.server.validation import json_schema
 from ml_trainer_env.server.visitor import ANYTHING, BEGIN, Terms, Visitor
 
 NAME = "ml-trainer"
-MOUNT, PATH = STANDARD_MCP.removesuffix("/"), "/mcp"
-ADDRESS = MOUNT + PATH  # the one documented address; OpenEnv's own dialect has /mcp itself
+ADDRESS = STANDARD_MCP_ADDRESS  # the one documented; OpenEnv's own dialect has /mcp itself
+MOUNT = STANDARD_MCP.removesuffix("/")
+PATH = ADDRESS.removeprefix(MOUNT)
 SESSIONS_PER_PLACE = 4  # MCP sessions for each place of an episode: looking around takes none
 VISITOR = "visitor"  # its key in a session's context
 
@@ -74,7 +76,7 @@ def http_app(server: FastMCP) -> StarletteWithLifespan:
     """The door over streamable HTTP, to be mounted at `MOUNT` and run by `running`."""
     return server.http_app(
         path=PATH,
-        middleware=[Middleware(_without_replay)],
+        middleware=[Middleware(_without_replay), Middleware(Answers)],
         json_response=False,
         stateless_http=False,
         host_origin_protection=False,  # `server/guard.py` does it, for all doors

@@ -11,18 +11,21 @@ import asyncio
 import logging
 import signal
 import threading
+from types import FrameType
 
 from anyio import create_memory_object_stream, create_task_group
 from fastmcp import FastMCP
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 
-from ml_trainer_env.server import data_folder, process
+from ml_trainer_env.server import data_folder, ending, process
 from ml_trainer_env.server.mcp_door import mcp_server
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import current
 from ml_trainer_env.server.visitor import Terms
 from ml_trainer_env.variables import settings_explained
+
+PATIENCE = 1.0  # seconds that fetching gets to leave nothing behind
 
 
 async def serve(server: FastMCP) -> None:
@@ -55,12 +58,24 @@ def main() -> None:
     chosen = current()
     data_folder.require_usable()
     logging.basicConfig(level=logging.WARNING)  # standard error
-    # Python's own answer to Ctrl-C would wait for the next line of standard input.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Beside the start: the client is answered at once, and its first training waits for the rest.
-    threading.Thread(target=_prepare, daemon=True).start()
     terms = Terms(chosen.mcp_task, chosen.mcp_seed, chosen.mcp_episodes)
-    asyncio.run(serve(mcp_server(MLTrainerEnvironment, terms=terms)))
+    preparing = threading.Thread(target=_prepare, daemon=True)
+
+    def end(number: int, _: FrameType | None) -> None:
+        # Python's own answer to Ctrl-C would wait for the next line of standard input.
+        ending.tell()
+        preparing.join(PATIENCE)
+        ending.die_of(number)
+
+    for number in ending.SIGNALS:
+        signal.signal(number, end)
+    preparing.start()
+    try:
+        asyncio.run(serve(mcp_server(MLTrainerEnvironment, terms=terms)))
+    finally:
+        ending.tell()
+        preparing.join(PATIENCE)
 
 
 if __name__ == "__main__":

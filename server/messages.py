@@ -38,13 +38,18 @@ from openenv.core.env_server.types import (
 )
 from pydantic import BaseModel
 
+from ml_trainer_env.server.paths import (
+    OPENENV_MCP,
+    PAGE,
+    STANDARD_MCP,
+    STANDARD_MCP_ADDRESS,
+    WEBSOCKET,
+)
 from ml_trainer_env.server.reset_options import ResetOptions
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown, validate
 
 MAX_BYTES = 64 * 1024  # a tool call takes a few hundred
 MAX_DEPTH = 16  # nested objects and lists
-STANDARD_MCP = "/play/"  # the door of `server/mcp_door.py`
-WEB_UI = "/web"  # the page's own traffic
 
 _MESSAGES: dict[str, type[BaseMessage]] = {
     "reset": WSResetMessage,
@@ -60,6 +65,7 @@ _TASK_API: dict[str, type[BaseMessage]] = {  # by the end of the path: /NAME/tas
     "task": GetTaskRequest,
     "task_range": GetTaskRangeRequest,
 }
+_OPENENV_METHODS = ("tools/list", "tools/call", "openenv/session/create", "openenv/session/close")
 
 
 class BadMessage(ActionError):
@@ -70,8 +76,12 @@ class BadRequest(ActionError):
     """Not a request of JSON-RPC."""
 
 
-def openenv_refusal(text: str) -> str | None:
-    """OpenEnv's error for a message to `/ws`; None when it may pass."""
+class UnknownMethod(ActionError):
+    """A method of JSON-RPC that OpenEnv's dialect lacks; the message says where standard MCP is."""
+
+
+def openenv_refusal(text: str, root: str = "") -> str | None:
+    """OpenEnv's error for a message to `/ws`; None when it may pass. `root`: of all addresses."""
     try:
         message = _json_object(text)
         _check_openenv(message)
@@ -85,19 +95,22 @@ def openenv_refusal(text: str) -> str | None:
     return WSErrorResponse(data={"message": str(problem), "code": code}).model_dump_json()
 
 
-def rpc_refusal(text: str | bytes) -> str | None:
-    """The JSON-RPC error for a request to `/mcp`; None when it may pass."""
+def rpc_refusal(text: str | bytes, root: str = "") -> str | None:
+    """The JSON-RPC error for a request to `/mcp`; None when it may pass. `root`: as above."""
     request_id = None
     try:
         request = _json_object(text)
         if type(request.get("id")) in (str, int):  # true is an int in Python
             request_id = request["id"]
         _check_rpc(request)
+        _check_method(request, root)
         return None
     except BadMessage as error:
         code, problem = JsonRpcErrorCode.PARSE_ERROR, error
     except BadRequest as error:
         code, problem = JsonRpcErrorCode.INVALID_REQUEST, error
+    except UnknownMethod as error:
+        code, problem = JsonRpcErrorCode.METHOD_NOT_FOUND, error
     except ActionError as error:
         code, problem = JsonRpcErrorCode.INVALID_PARAMS, error
     return JsonRpcResponse.error_response(
@@ -105,23 +118,23 @@ def rpc_refusal(text: str | bytes) -> str | None:
     ).model_dump_json()
 
 
-def http_refusal(path: str, body: bytes) -> tuple[int, dict[str, Any]] | None:
+def http_refusal(route: str, body: bytes, root: str = "") -> tuple[int, dict[str, Any]] | None:
     """Status and content of the answer to a POST that is refused; None when it may pass."""
-    if path == "/mcp":
-        answer = rpc_refusal(body)
+    if route == OPENENV_MCP:
+        answer = rpc_refusal(body, root)
         return None if answer is None else (200, json.loads(answer))
     if len(body) > MAX_BYTES:
         return 413, {"detail": f"a request must be at most {MAX_BYTES} bytes long"}
-    if path.startswith(STANDARD_MCP):
+    if route.startswith(STANDARD_MCP):
         return _standard_mcp_refusal(body)
-    if path.startswith(WEB_UI):
+    if route.startswith(PAGE):
         return None
     if not body:  # a reset without options
         return None
     try:
         content = _json_object(body)
         _check_finite(content)
-        _check_body(path, content)
+        _check_body(route, content)
     except ActionError as error:
         return 422, {"detail": str(error)}
     return None
@@ -154,10 +167,26 @@ def with_retry_hint(refusal: Text, seconds: int) -> Text:
     return refusal.replace(_AT_CAPACITY, hint)
 
 
-WEBSOCKET_DOORS: dict[str, Callable[[str], str | None]] = {
-    "/ws": openenv_refusal,
-    "/mcp": rpc_refusal,
+WEBSOCKET_DOORS: dict[str, Callable[[str, str], str | None]] = {
+    WEBSOCKET: openenv_refusal,
+    OPENENV_MCP: rpc_refusal,
 }
+
+
+def where_standard_mcp_is(root: str) -> str:
+    """For a standard client that came to OpenEnv's door."""
+    return (
+        f"{root}{OPENENV_MCP} speaks OpenEnv's own dialect, {', '.join(_OPENENV_METHODS)}; "
+        f"standard MCP clients connect to {root}{STANDARD_MCP_ADDRESS}"
+    )
+
+
+def _check_method(request: dict[str, Any], root: str) -> None:
+    """Raise `UnknownMethod`; OpenEnv says what is wrong with a request that is none."""
+    method = request.get("method")
+    is_request = request.get("jsonrpc") == "2.0" and isinstance(method, str)
+    if is_request and method not in _OPENENV_METHODS:
+        raise UnknownMethod(f"Method not found: {shown(method)}; {where_standard_mcp_is(root)}")
 
 
 def _check_openenv(message: dict[str, Any]) -> None:

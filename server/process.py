@@ -14,6 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_trainer_env.server import settings
+from ml_trainer_env.server.cores import available
+from ml_trainer_env.server.ending import Ending
 from ml_trainer_env.server.places import Places
 from ml_trainer_env.server.saved import SavedEpisodes
 from ml_trainer_env.server.tasks import Task
@@ -77,7 +79,8 @@ def inline_runner() -> Runner:
     from ml_trainer_env.server.sharing import shared
 
     chosen = settings.current()
-    return shared(InlineRunner(chosen.threads, max_waiting=chosen.max_waiting), chosen)
+    runner = InlineRunner(chosen.threads, available(chosen.cores), chosen.max_waiting)
+    return shared(runner, chosen)
 
 
 @_once
@@ -116,6 +119,8 @@ def prepare(*, workers: bool) -> None:
             pool().prepare(datasets.NAMES)
         for name in datasets.NAMES:
             datasets.load(name)
+    except Ending:
+        return
     except (ValueError, datasets.DatasetUnavailable) as error:
         log.error("%s", error)  # whoever trains is told that it failed
     else:
@@ -128,4 +133,4 @@ def pool() -> PoolRunner:
     from ml_trainer_env.server.pool import PoolRunner
 
     chosen = settings.current()
-    return PoolRunner(chosen.threads, max_waiting=chosen.max_waiting)
+    return PoolRunner(chosen.threads, available(chosen.cores), max_waiting=chosen.max_waiting)

