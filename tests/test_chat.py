@@ -169,7 +169,9 @@ def test_waits_do_not_grow_without_an_end() -> None:
 
 
 def http(status: str, *headers: str, body: bytes = b"") -> bytes:
-    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
+    """It says that its connection ends here, lest a client that asks again at once takes it."""
+    lines = [f"HTTP/1.1 {status}", "connection: close", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
 
 
 EMPTY = "content-length: 0"
