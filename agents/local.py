@@ -53,7 +53,8 @@ class LocalSession:
 
 def _on_the_engine() -> MLTrainerEnvironment:
     """Raises `SettingsError`."""
-    from ml_trainer_env.server import data_folder, trainer
+    from ml_trainer_env.server import trainer
+    from ml_trainer_env.server.data import folder as data_folder
     from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 
     data_folder.require_usable()

@@ -24,9 +24,9 @@ from ml_trainer_env.benchmarks.flops import convolution_peak
 from ml_trainer_env.benchmarks.load import Load
 from ml_trainer_env.models import TASK_IDS
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.cores import available
+from ml_trainer_env.server.engine.team import Team
+from ml_trainer_env.server.runtime.cores import available
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.server.team import Team
 from ml_trainer_env.terminal import stdout
 
 THREADS = 2

@@ -42,7 +42,7 @@ from ml_trainer_env.models import (
     TrainingConfig,
 )
 from ml_trainer_env.server import tasks
-from ml_trainer_env.server.cores import available
+from ml_trainer_env.server.runtime.cores import available
 from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint
 from ml_trainer_env.terminal import stdout
 
@@ -150,8 +150,8 @@ SPACES: dict[TaskId, Space] = {  # around what a first look at each network had 
 def train(job: Job) -> Run:
     """One run, by the calls that an agent would make, on one thread."""
     from ml_trainer_env.server import trainer
-    from ml_trainer_env.server.episode import Episode
-    from ml_trainer_env.server.runner import InlineRunner
+    from ml_trainer_env.server.episode.episode import Episode
+    from ml_trainer_env.server.runtime.runner import InlineRunner
 
     task_id, stage, seed, recipe = job
     task = TASKS[task_id]

@@ -13,8 +13,8 @@ from typing import Any, Self
 from openenv.core.env_server.mcp_types import CallToolAction
 
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.runner import Runner
-from ml_trainer_env.server.saved import SavedEpisodes
+from ml_trainer_env.server.runtime.runner import Runner
+from ml_trainer_env.server.session.saved import SavedEpisodes
 
 Moves = Sequence[tuple[str, dict[str, Any]]]
 

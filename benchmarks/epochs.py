@@ -17,10 +17,10 @@ from ml_trainer_env.benchmarks.flops import epoch_operations, multiply_adds
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
+from ml_trainer_env.server.engine.resident import resident
+from ml_trainer_env.server.engine.team import SERIAL, Team
 from ml_trainer_env.server.models_nn import NETWORKS
-from ml_trainer_env.server.resident import resident
 from ml_trainer_env.server.tasks import Task
-from ml_trainer_env.server.team import SERIAL, Team
 
 AUGMENTATION = 0.5  # strength
 COLLAPSED = 5.0  # times as long as on one thread: more threads than that are no training

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 
 from ml_trainer_env.benchmarks.timing import seconds_of
+from ml_trainer_env.server.engine.team import Team
 from ml_trainer_env.server.models_nn import CLASSES, ConvNet, Mlp, Network
-from ml_trainer_env.server.team import Team
 
 PASSES = 3  # of training: forward, gradient of the inputs, gradient of the weights
 PEAK_CHANNELS, PEAK_SIDE, PEAK_BATCH = 128, 32, 32  # a convolution that leaves nothing to wish for

@@ -27,13 +27,13 @@ from rich.table import Table
 from ml_trainer_env.benchmarks.crowd import CONFIGURE, Crowd, Side, run
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
 from ml_trainer_env.models import TASK_IDS, TaskId
-from ml_trainer_env.server import process
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.pool import PoolRunner
-from ml_trainer_env.server.runner import Runner
-from ml_trainer_env.server.saved import SavedEpisodes
-from ml_trainer_env.server.sharing import SharingRunner
-from ml_trainer_env.server.snapshots import SnapshotFolder, Snapshots
+from ml_trainer_env.server.runtime.pool import PoolRunner
+from ml_trainer_env.server.runtime.runner import Runner
+from ml_trainer_env.server.runtime.sharing import SharingRunner
+from ml_trainer_env.server.runtime.snapshots import SnapshotFolder, Snapshots
+from ml_trainer_env.server.session import process
+from ml_trainer_env.server.session.saved import SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.terminal import stdout
 

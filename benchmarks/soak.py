@@ -34,7 +34,7 @@ from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import local_server
 from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.runner import InlineRunner
+from ml_trainer_env.server.runtime.runner import InlineRunner
 from ml_trainer_env.terminal import stdout
 
 LOG = Path("outputs") / "logs" / "soak-server.log"

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ml_trainer_env.server import datasets, models_nn
-from ml_trainer_env.server.augment import draw_maps
+from ml_trainer_env.server.engine.augment import draw_maps
 from ml_trainer_env.server.models_nn import CLASSES, NETWORKS, ConvNet, Mlp, Network
 from ml_trainer_env.server.tasks import TASKS, Task
 

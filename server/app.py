@@ -29,19 +29,22 @@ from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
 from starlette.routing import Mount
 
-from ml_trainer_env.server import alone, data_folder, ending, mcp_door, process, serve
-from ml_trainer_env.server.connections import Connections
-from ml_trainer_env.server.guard import Guard
-from ml_trainer_env.server.messages import where_standard_mcp_is
+from ml_trainer_env.server import alone, ending, serve
+from ml_trainer_env.server.data import folder as data_folder
+from ml_trainer_env.server.doors.connections import Connections
+from ml_trainer_env.server.doors.guard import Guard
+from ml_trainer_env.server.doors.mcp import door as mcp_door
+from ml_trainer_env.server.doors.mcp.visitor import Terms
+from ml_trainer_env.server.doors.messages import where_standard_mcp_is
+from ml_trainer_env.server.doors.paths import OPENENV_MCP, PAGE, Paths, root_of
+from ml_trainer_env.server.doors.published import publish
+from ml_trainer_env.server.doors.sites import Sites
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
-from ml_trainer_env.server.paths import OPENENV_MCP, PAGE, Paths, root_of
-from ml_trainer_env.server.places import Places
-from ml_trainer_env.server.published import publish
+from ml_trainer_env.server.session import process
+from ml_trainer_env.server.session.places import Places
+from ml_trainer_env.server.session.waiting import details_in_the_log
 from ml_trainer_env.server.settings import Settings, current
-from ml_trainer_env.server.sites import Sites
 from ml_trainer_env.server.validation import ActionError
-from ml_trainer_env.server.visitor import Terms
-from ml_trainer_env.server.waiting import details_in_the_log
 from ml_trainer_env.variables import settings_explained
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
@@ -152,7 +155,7 @@ def _remove(app: FastAPI, paths: Sequence[str]) -> int:
 def _add_standard_mcp(
     app: FastAPI, environment: Callable[[], MLTrainerEnvironment], settings: Settings
 ) -> None:
-    """Mount the door of `server/mcp_door.py`, and say where it is to whoever comes to another."""
+    """Mount `server/doors/mcp/door.py`, and say where it is to whoever comes to another door."""
 
     async def elsewhere(request: Request) -> JSONResponse:
         detail = where_standard_mcp_is(root_of(request.scope))

@@ -35,13 +35,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ml_trainer_env.server import data_folder, dataset_sources
-from ml_trainer_env.server.data_folder import NAMES, VARIABLE, cache_dir
-from ml_trainer_env.server.dataset_canon import CANON, SPLITS, Canon, NotCanonicalError, cut, verify
-from ml_trainer_env.server.dataset_formats import SourceError
+from ml_trainer_env.server.data import folder as data_folder
+from ml_trainer_env.server.data import sources as dataset_sources
+from ml_trainer_env.server.data.canon import CANON, SPLITS, Canon, NotCanonicalError, cut, verify
+from ml_trainer_env.server.data.folder import NAMES, VARIABLE, cache_dir
+from ml_trainer_env.server.data.formats import SourceError
+from ml_trainer_env.server.data.pace import BARELY, BRISK, TooSlow
+from ml_trainer_env.server.data.progress import note
 from ml_trainer_env.server.ending import Ending, pause
-from ml_trainer_env.server.pace import BARELY, BRISK, TooSlow
-from ml_trainer_env.server.progress import note
 from ml_trainer_env.variables import expanded, settings_explained
 
 __all__ = [

@@ -29,21 +29,22 @@ from openenv.core.env_server.mcp_types import (
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
 
 from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, TrainingStatus
-from ml_trainer_env.server import process, tools
-from ml_trainer_env.server.asking import never
-from ml_trainer_env.server.episode import Episode, Situation
-from ml_trainer_env.server.mcp_tools import DirectClient, EpisodeTool
-from ml_trainer_env.server.places import Places
-from ml_trainer_env.server.played import REMEMBERED, Played
-from ml_trainer_env.server.reset_options import ResetOptions
-from ml_trainer_env.server.saved import Held, Saved, SavedEpisodes
+from ml_trainer_env.server.episode import tools
+from ml_trainer_env.server.episode.episode import Episode, Situation
+from ml_trainer_env.server.episode.played import REMEMBERED, Played
+from ml_trainer_env.server.runtime.asking import never
+from ml_trainer_env.server.session import process
+from ml_trainer_env.server.session.mcp_tools import DirectClient, EpisodeTool
+from ml_trainer_env.server.session.places import Places
+from ml_trainer_env.server.session.reset_options import ResetOptions
+from ml_trainer_env.server.session.saved import Held, Saved, SavedEpisodes
+from ml_trainer_env.server.session.waiting import Stop, in_thread, nothing
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
-from ml_trainer_env.server.waiting import Stop, in_thread, nothing
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
 
 if TYPE_CHECKING:  # importing them for real would load torch
-    from ml_trainer_env.server.runner import Runner
+    from ml_trainer_env.server.runtime.runner import Runner
     from ml_trainer_env.server.trainer import TrainingState
 
     Begin = Callable[[Task, int], TrainingState]
@@ -68,9 +69,10 @@ class _Run:
 class MLTrainerEnvironment(MCPEnvironment):
     """An agent runs the training of a real neural network.
 
-    Action Space: `CallToolAction` with one of six tools (`server/tools.py`); `ListToolsAction`.
+    Action Space: `CallToolAction` with one of six tools (`server/episode/tools.py`), and
+    `ListToolsAction`.
     Observation Space: `ToolObservation`, whose result is a `models.TrainingStatus`.
-    Rewards: `server/rewards.py`, of this step alone; the final score is in the last one.
+    Rewards: `server/episode/rewards.py`, of this step alone; the final score is in the last one.
     Starting State: an untrained network; the same task and seed (default 0) give the same bits.
     Episode End: `submit_model`, or the 50th tool call, which submits by itself.
 

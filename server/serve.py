@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from ml_trainer_env.server import data_folder, settings
+from ml_trainer_env.server import settings
+from ml_trainer_env.server.data import folder as data_folder
 from ml_trainer_env.server.ending import at_once
 from ml_trainer_env.variables import SettingsError, settings_explained
 
@@ -91,7 +92,7 @@ def _serve(sockets: list[socket.socket]) -> None:
     with at_once():
         import uvicorn
 
-        from ml_trainer_env.server.messages import MAX_BYTES
+        from ml_trainer_env.server.doors.messages import MAX_BYTES
 
     config = uvicorn.Config(
         APPLICATION,

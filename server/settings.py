@@ -25,7 +25,7 @@ name of its variable, and so is a folder that cannot be written.
 | ML_TRAINER_RECORDS_DIR | outputs/evals | the folder of the records that the page replays |
 | ML_TRAINER_PRECISION | fp32 | fp32, or bf16 where the processor has it |
 
-The folder of the data is ML_TRAINER_DATA_DIR (`server/data_folder.py`).
+The folder of the data is ML_TRAINER_DATA_DIR (`server/data/folder.py`).
 """
 
 from __future__ import annotations

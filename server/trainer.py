@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
-from ml_trainer_env.server import evaluation, malloc, models_nn, modes
-from ml_trainer_env.server.evaluation import Score
-from ml_trainer_env.server.fingerprint import engine_fingerprint
-from ml_trainer_env.server.inputs import EpochInputs, InputRows
+from ml_trainer_env.server import models_nn
+from ml_trainer_env.server.engine import evaluation, malloc, modes
+from ml_trainer_env.server.engine.evaluation import Score
+from ml_trainer_env.server.engine.fingerprint import engine_fingerprint
+from ml_trainer_env.server.engine.inputs import EpochInputs, InputRows
+from ml_trainer_env.server.engine.modes import Precision
+from ml_trainer_env.server.engine.optimizers import MOMENTS, update
+from ml_trainer_env.server.engine.resident import Resident, Rows, resident
+from ml_trainer_env.server.engine.team import SERIAL, Team
 from ml_trainer_env.server.models_nn import NETWORKS, Network, Replica, ShardResult
-from ml_trainer_env.server.modes import Precision
-from ml_trainer_env.server.optimizers import MOMENTS, update
-from ml_trainer_env.server.resident import Resident, Rows, resident
-from ml_trainer_env.server.team import SERIAL, Team
 
 ALIGNMENT = 16  # floats; slices of the parameter vector start on a 64-byte line
 STEPS_AHEAD = 8  # steps whose inputs one shard's networks prepare at a time

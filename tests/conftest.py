@@ -12,7 +12,7 @@ from fakes import FakeRunner, begin
 from live import serving
 
 from ml_trainer_env.server.app import build
-from ml_trainer_env.server.episode import Episode
+from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tasks import TASKS

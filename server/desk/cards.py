@@ -12,8 +12,8 @@ from itertools import accumulate
 from ml_trainer_env.models import MAX_TOOL_CALLS, Grade, RewardTerms, TrainingStatus
 from ml_trainer_env.server.desk import words
 from ml_trainer_env.server.desk.story import Era, Story
-from ml_trainer_env.server.played import Played
-from ml_trainer_env.server.signals import DEFINITIONS
+from ml_trainer_env.server.episode.played import Played
+from ml_trainer_env.server.episode.signals import DEFINITIONS
 
 FAULTS = re.compile(r"; (?!got )")  # between the faults of one message: `a: ...; got 11; b: ...`
 TERMS = tuple(RewardTerms.model_fields)

@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ml_trainer_env.server.tools import TOOLS
+from ml_trainer_env.server.episode.tools import TOOLS
 
 TICKS = 20  # steps of a slider between fractions
 LABELS = {  # where the name alone would read badly, or its place on the page says more

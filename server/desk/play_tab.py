@@ -18,8 +18,8 @@ from ml_trainer_env.models import DEFAULT_TASK_ID, TrainingConfig
 from ml_trainer_env.server.desk import cards, form
 from ml_trainer_env.server.desk.board import Board, Shown
 from ml_trainer_env.server.desk.seats import Seat, Seats
-from ml_trainer_env.server.places import NoPlace
-from ml_trainer_env.server.reset_options import DEFAULT_SEED
+from ml_trainer_env.server.session.places import NoPlace
+from ml_trainer_env.server.session.reset_options import DEFAULT_SEED
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_trainer_env.agents import records
 from ml_trainer_env.agents.records import BadRecord, Called, Opened, Record, Remark
 from ml_trainer_env.server.desk.story import Story
-from ml_trainer_env.server.played import Played
+from ml_trainer_env.server.episode.played import Played
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from ml_trainer_env.models import EpochPlan, EpochRecord, TrainingConfig, TrainingStatus
 from ml_trainer_env.server.desk import words
+from ml_trainer_env.server.episode.played import Played
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.played import Played
 from ml_trainer_env.server.tasks import Task
 
 

@@ -1,0 +1,67 @@
+"""The rules of an episode in words, for whoever has no other document.
+
+Pure. Tools, tasks and numbers come from what enforces them: a rule that changes there changes here.
+"""
+
+from __future__ import annotations
+
+from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, MAX_TOOL_CALLS, TaskId
+from ml_trainer_env.server.episode import rewards
+from ml_trainer_env.server.episode.tools import TOOLS
+from ml_trainer_env.server.tasks import TASKS
+
+
+def in_short(begin: str) -> str:
+    """What a client is told when it connects. `begin` is the tool that begins an episode."""
+    return (
+        "You run the training of a real neural network: you see its curves, decide what to change, "
+        f"train on, and submit. Begin with {begin}, configure, then train up to "
+        f"{MAX_EPOCHS_PER_CALL} epochs at a time, and end with submit_model. An invalid call says "
+        "what is allowed, changes nothing and costs nothing."
+    )
+
+
+def rules(begin: str) -> str:
+    """Everything that holds for every task, as Markdown."""
+    tools = "\n".join(f"- `{spec.name}`: {spec.description}" for spec in TOOLS.values())
+    tasks = "\n".join(f"- `{task.task_id}`: {task.title}. {task.goal}" for task in TASKS.values())
+    return f"""# Rules
+
+{in_short(begin)}
+
+An episode has {MAX_TOOL_CALLS} tool calls; the last one submits by itself. Errors and
+get_training_status do not count.
+
+## Tools
+
+{tools}
+
+## Reward of a call
+
+The sum of these terms; a call that did not train earns 0, the submission apart.
+
+- progress: +{rewards.PROGRESS_PER_ACCURACY:g} x (new best validation accuracy - previous best)
+- convergence: +{rewards.CONVERGENCE_BONUS:g} for each of the {rewards.CONVERGENCE_PARTS} equal
+  parts of the epoch budget in which a new lowest validation loss was reached for the first time
+- divergence: -{rewards.DIVERGENCE_PENALTY:g} when training diverged
+- overfitting: -{rewards.OVERFITTING_PER_GAP:g} x (gap - {rewards.TOLERATED_GAP:g}) when the gap
+  exceeds {rewards.TOLERATED_GAP:g}
+- submission: + the final score, once
+
+## Tasks and final score
+
+{tasks}
+"""
+
+
+def opening_move(begin: str, task_id: TaskId, seed: int) -> str:
+    """What sets an agent off."""
+    task = TASKS[task_id]
+    return (
+        f"{task.title}. {task.description} {task.goal}\n\n"
+        f'Call {begin} with task_id="{task_id}" and seed={seed}, then play the episode with the '
+        f"other tools, one call at a time: configure_training, run_epochs (up to "
+        f"{MAX_EPOCHS_PER_CALL} at a time), look at the curves, change what they ask for, and "
+        f"train on. You have {MAX_TOOL_CALLS} tool calls. End with submit_model and report the "
+        "final score with its explanation."
+    )

@@ -1,0 +1,141 @@
+"""Cores lent to whoever computes: never more than there are, in the order of asking.
+
+The queue is bounded: beyond `max_waiting`, whoever asks for a first epoch is told at once when to
+try again. Whoever was served before is always queued, so an action that began comes to its end.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ml_trainer_env.server.runtime import quota
+from ml_trainer_env.server.runtime.asking import PATIENCE, Asker, CalledOff, QueueFull
+
+MAX_WAITING = 256
+SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are made from
+
+
+class _Waiter:
+    """An asker in the queue; `turn` is set once cores are lent to it."""
+
+    def __init__(self, who: object) -> None:
+        self.who = who
+        self.turn = threading.Event()
+        self.lent = 0
+
+
+class Cores:
+    """`total` cores (by default all that this process may use), lent for an epoch at a time.
+
+    Who is alone is lent up to `threads` cores: nobody else waits, and nobody else came last. In
+    company each gets one.
+    """
+
+    def __init__(
+        self, threads: int, total: int | None = None, max_waiting: int = MAX_WAITING
+    ) -> None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1; got {threads}")
+        if total is not None and total < 1:
+            raise ValueError(f"cores must be at least 1; got {total}")
+        self.total = total or available()
+        self.threads = min(threads, self.total)
+        self._free = self.total
+        self._max_waiting = max_waiting
+        self._last: object = None  # who was served last
+        self._core_seconds = 0.0  # mean of a turn
+        self._lock = threading.Lock()
+        self._queue: deque[_Waiter] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Askers who have no core yet."""
+        return len(self._queue)
+
+    @contextmanager
+    def lend(self, asker: Asker | None = None) -> Iterator[int]:
+        """Wait for a turn; gives how many threads the block may run.
+
+        Raises `QueueFull`, and `CalledOff` when the asker was gone before the turn came.
+        """
+        lent = self._wait_for_turn(asker or Asker(admitted=True))
+        began = time.monotonic()
+        try:
+            yield lent
+        finally:
+            with self._lock:
+                spent = lent * (time.monotonic() - began)
+                weight = SMOOTHING if self._core_seconds else 1.0
+                self._core_seconds += weight * (spent - self._core_seconds)
+                self._give_back(lent)
+
+    def _wait_for_turn(self, asker: Asker) -> int:
+        waiter = _Waiter(asker.who)
+        with self._lock:
+            must_wait = self._queue or not self._free
+            if must_wait and not asker.admitted and len(self._queue) >= self._max_waiting:
+                raise QueueFull(self._refusal())
+            self._queue.append(waiter)
+            self._serve()
+        while not waiter.turn.wait(PATIENCE):
+            if asker.gone():
+                self._leave(waiter)
+                raise CalledOff("nobody waits for it any more")
+        asker.admitted = True
+        return waiter.lent
+
+    def _serve(self) -> None:
+        """Lend what is free to whoever is first. Needs the lock.
+
+        Only those who are served are woken: a crowd that woke at every turn would take the
+        interpreter lock from the threads that hand epochs out.
+        """
+        while self._queue and self._free:
+            waiter = self._queue.popleft()
+            # Two trainings that took turns would each look alone, and never run side by side.
+            alone = not self._queue and self._last in (None, waiter.who)
+            waiter.lent = self.threads if alone and self._free >= self.threads else 1
+            self._free -= waiter.lent
+            self._last = waiter.who
+            waiter.turn.set()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """The waiter goes away, whether or not its turn has come in the meantime."""
+        with self._lock:
+            if waiter.turn.is_set():
+                self._give_back(waiter.lent)
+            else:
+                self._queue.remove(waiter)
+
+    def _give_back(self, lent: int) -> None:
+        """Needs the lock."""
+        self._free += lent
+        self._serve()
+
+    def _refusal(self) -> str:
+        """In words; the queue is through once each of it has had a turn."""
+        seconds = math.ceil(self._core_seconds * len(self._queue) / self.total)
+        return (
+            f"the server is busy: {len(self._queue)} epochs wait for a core; nothing was trained "
+            f"or charged; try again in about {max(1, seconds)} s"
+        )
+
+
+def available(at_most: int | None = None) -> int:
+    """Cores that this process may keep busy, as its affinity and its control groups have it.
+
+    `at_most`: what its user allows.
+    """
+    if hasattr(os, "sched_getaffinity"):  # not all systems can say
+        visible = len(os.sched_getaffinity(0))
+    else:
+        visible = os.cpu_count() or 1
+    allowed = quota.processors()
+    bounds = (visible, math.inf if allowed is None else math.floor(allowed), at_most or math.inf)
+    return max(1, int(min(bounds)))

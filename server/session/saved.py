@@ -1,0 +1,286 @@
+"""Where open episodes stand, so that another session can go on from there.
+
+One mechanism for two uses: a fork goes on beside the episode, and a session that was lost is
+resumed in its place. Guarantees:
+- Both need the episode's key, which is drawn at random and told to its session alone. An id is a
+  name that the client chooses and others may see: it opens nothing.
+- Two open episodes never have the same id, and only the session that holds an episode changes
+  what is saved of it.
+- An episode is saved after every finished action, never in the middle of one; what an interrupted
+  action had trained lies in the snapshots and is not trained again.
+
+With a folder, an episode stays in it when its session is closed or the server is killed, until it
+is graded or its session begins another. The weights are not in it: `Runner.recall` has them, and
+where it has not, they are trained again from the plans, to the same bits.
+"""
+
+# pyright: strict
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ml_trainer_env.models import EpochRecord, TaskId, TrainingConfig
+from ml_trainer_env.server.episode.episode import Situation
+from ml_trainer_env.server.episode.schedules import RunningSchedule
+from ml_trainer_env.server.tasks import TASKS, Task
+from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown
+
+if TYPE_CHECKING:  # importing them for real would load torch
+    from ml_trainer_env.server.runtime.runner import Runner
+    from ml_trainer_env.server.trainer import TrainingState
+
+log = logging.getLogger(__name__)
+
+MAX_FILES = 4096  # the oldest go first; each is a few kilobytes
+KEY_BYTES = 24  # of randomness
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """An episode as it stood after its last finished action."""
+
+    episode_id: str
+    task: Task
+    seed: int
+    now: Situation
+
+
+class _Entry(BaseModel):
+    """A file: all of `Saved` but the weights, and nothing that opens it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    episode_id: str
+    task_id: TaskId
+    task_version: int
+    seed: int
+    training: str  # its key
+    history: tuple[EpochRecord, ...]
+    config: TrainingConfig | None
+    schedule: RunningSchedule | None
+    is_diverged: bool
+    calls: int
+    epochs_shared: int
+    attempt: int
+
+
+def nothing() -> None:
+    """What a session gives up that has not begun."""
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One session's hold on one episode. Void once closed, or once another session resumed it."""
+
+    episode_id: str
+    key: str
+    give_up: Callable[[], object] = nothing  # called before another session takes it over
+    over: bool = False
+
+
+class SavedEpisodes:
+    """Any thread may call. Without a folder, only episodes that are open."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._open: dict[str, Saved] = {}  # by the digest of the key
+        self._holders: dict[str, Held] = {}  # the same
+        self._names: dict[str, Held] = {}  # ids in use
+        self._lock = threading.Lock()
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            by_age = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+            for file in by_age[:-MAX_FILES]:
+                file.unlink(missing_ok=True)
+
+    def hold(self, episode_id: str | None = None, instead_of: Held | None = None) -> Held:
+        """A new episode, under a key of its own. `instead_of`: what the session gives up for it.
+
+        Raises `InvalidArguments` for an id that another open episode has.
+        """
+        held = Held(episode_id or str(uuid.uuid4()), secrets.token_urlsafe(KEY_BYTES))
+        with self._lock:
+            if self._names.get(held.episode_id) not in (None, instead_of):
+                raise InvalidArguments(
+                    f"episode_id: {shown(episode_id)} is in use by another open session; choose "
+                    "another one, or leave it out"
+                )
+            self._register(held)
+        return held
+
+    def take_over(self, key: str) -> Held:
+        """The hold on an episode that may be open elsewhere: that session loses it.
+
+        The id stays, unless it is in use for another episode by now. Raises `InvalidArguments`.
+        """
+        self._known(key, "resume")
+        with self._lock:
+            before = self._holders.get(_digest(key))
+        if before:
+            before.give_up()  # after which no action of it is saved any more
+        known = self._known(key, "resume")
+        with self._lock:
+            if before:
+                before.over = True
+                self._release_name(before)
+            taken = known.episode_id in self._names
+            held = Held(str(uuid.uuid4()) if taken else known.episode_id, key)
+            self._register(held)
+        return held
+
+    def find(
+        self, key: str, option: str, begin: Callable[[Task, int], TrainingState], runner: Runner
+    ) -> Saved:
+        """Where the episode stands, trained again if need be; `option` is what brought the key.
+
+        Raises `ActionError`.
+        """
+        known = self._known(key, option)
+        return known if isinstance(known, Saved) else _trained_again(known, option, begin, runner)
+
+    def save(self, held: Held, saved: Saved) -> None:
+        """Replace what was saved; a graded episode is forgotten. Never raises for a full disk."""
+        if saved.now.grade is not None:
+            self.forget(held)
+            return
+        digest = _digest(held.key)
+        with self._lock:
+            if held.over:
+                return
+            self._open[digest] = saved
+        if self._folder:
+            try:
+                _write(self._file(self._folder, digest), _entry(saved).model_dump_json())
+            except OSError as error:
+                log.warning("%s: %s; the episode was not saved", self._folder, error)
+
+    def close(self, held: Held) -> None:
+        """Its session has ended; the file stays."""
+        with self._lock:
+            self._release_name(held)
+            held.give_up = nothing  # it holds the episode, which holds this
+            if not held.over:
+                held.over = True
+                self._holders.pop(_digest(held.key), None)
+                self._open.pop(_digest(held.key), None)
+
+    def forget(self, held: Held) -> None:
+        """Nobody goes on from it any more; its id is in use until it is closed."""
+        with self._lock:
+            if held.over:
+                return
+            self._open.pop(_digest(held.key), None)
+        if self._folder:
+            self._file(self._folder, _digest(held.key)).unlink(missing_ok=True)
+
+    def _known(self, key: str, option: str) -> Saved | _Entry:
+        with self._lock:
+            saved = self._open.get(_digest(key))
+        known = saved or self._read(key)
+        if known is None:
+            raise InvalidArguments(
+                f"{option}: no episode that can go on has this key; a session's state has its own, "
+                "nothing else shows it, and an id is no key"
+            )
+        return known
+
+    def _register(self, held: Held) -> None:
+        """Needs the lock."""
+        self._names[held.episode_id] = held
+        self._holders[_digest(held.key)] = held
+
+    def _release_name(self, held: Held) -> None:
+        """Unless another episode has it by now. Needs the lock."""
+        if self._names.get(held.episode_id) is held:
+            del self._names[held.episode_id]
+
+    def _read(self, key: str) -> _Entry | None:
+        if self._folder is None:
+            return None
+        file = self._file(self._folder, _digest(key))
+        try:
+            return _Entry.model_validate_json(file.read_bytes())
+        except OSError:
+            return None
+        except ValidationError as error:
+            log.warning("%s: %s; it counts as absent", file, error)
+            return None
+
+    @staticmethod
+    def _file(folder: Path, digest: str) -> Path:
+        return folder / f"{digest}.json"
+
+
+def _digest(key: str) -> str:
+    """What is compared and written down, so that neither time nor a folder tells a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _trained_again(
+    entry: _Entry, option: str, begin: Callable[[Task, int], TrainingState], runner: Runner
+) -> Saved:
+    """Raises `ActionError` where the same bits cannot come of it."""
+    task = TASKS[entry.task_id]
+    training = runner.recall(entry.training)
+    if training is None:
+        training = begin(task, entry.seed)
+        for record in entry.history:
+            training = runner.advance(training, record.plan)
+    if training.key != entry.training or task.version != entry.task_version:
+        raise ActionError(
+            f"{option}: this episode was trained by another version of the task or the engine, or "
+            "on another kind of processor"
+        )
+    now = Situation(
+        training=training,
+        config=entry.config,
+        schedule=entry.schedule,
+        is_diverged=entry.is_diverged,
+        calls=entry.calls,
+        epochs_shared=entry.epochs_shared,
+        attempt=entry.attempt,
+    )
+    return Saved(entry.episode_id, task, entry.seed, now)
+
+
+def _entry(saved: Saved) -> _Entry:
+    now = saved.now
+    return _Entry(
+        episode_id=saved.episode_id,
+        task_id=saved.task.task_id,
+        task_version=saved.task.version,
+        seed=saved.seed,
+        training=now.training.key,
+        history=now.training.history,
+        config=now.config,
+        schedule=now.schedule,
+        is_diverged=now.is_diverged,
+        calls=now.calls,
+        epochs_shared=now.epochs_shared,
+        attempt=now.attempt,
+    )
+
+
+def _write(file: Path, text: str) -> None:
+    """Aside and then into place: whoever is killed here leaves the old file whole."""
+    descriptor, aside = tempfile.mkstemp(dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(text)
+        Path(aside).replace(file)
+    except OSError:
+        Path(aside).unlink(missing_ok=True)
+        raise
