@@ -22,7 +22,6 @@ from torch import Tensor
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.engine import modes
 from ml_trainer_env.server.engine.augment import augment, draw_maps
-from ml_trainer_env.server.engine.modes import Precision
 from ml_trainer_env.server.engine.optimizers import update
 from ml_trainer_env.server.models_nn import (
     CLASSES,
@@ -31,6 +30,7 @@ from ml_trainer_env.server.models_nn import (
     initial_statistics,
     initial_weights,
 )
+from ml_trainer_env.server.runs import Precision
 
 ENGINE_VERSION = 2  # raise with every change that changes a bit
 

@@ -166,7 +166,7 @@ def test_on_the_engine_a_record_is_replayed_bit_for_bit(name: str, tmp_path: Pat
 def test_curves_have_every_epoch_however_long_the_calls(tmp_path: Path, runner: FakeRunner) -> None:
     curves = TensorBoardCurves(tmp_path)
 
-    env = MLTrainerEnvironment(runner, begin)
+    env = MLTrainerEnvironment(runner)
     with Attempt("long", lambda: LocalSession(env), "hard_cifar", 5, [curves]) as attempt:
         trial = attempt.begin()
         trial.call("configure_training")

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import httpx
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from live import eventually, serving
 from websockets.sync.client import ClientConnection, connect
 
@@ -38,7 +38,7 @@ class Opening:
             time.sleep(0.01)  # others get the time to begin
             if self.fails:
                 raise RuntimeError("this one cannot be opened")
-            return MLTrainerEnvironment(FakeRunner(), begin)
+            return MLTrainerEnvironment(FakeRunner())
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -92,7 +92,7 @@ def test_who_is_refused_or_fails_lets_the_next_one_in() -> None:
 
 def test_what_must_be_loaded_is_loaded_before_anybody_is_listened_to() -> None:
     steps: list[str] = []
-    environment = partial(MLTrainerEnvironment, FakeRunner(), begin)
+    environment = partial(MLTrainerEnvironment, FakeRunner())
     app = build(
         environment,
         Settings(),

@@ -11,10 +11,16 @@ from ml_trainer_env.agents.moves import Move
 from ml_trainer_env.models import Grade, TaskId, TrainingStatus
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.runtime.runner import InlineRunner, Runner
+from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runtime import state_files
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.inline import Inline
+from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
+from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.trainer import TrainingState
 from ml_trainer_env.wire import StatusObservation, ToolObservation
 
+ROOMY = 10**9  # bytes
 STATUS = Move("get_training_status", {})
 
 
@@ -23,10 +29,25 @@ def augment(enabled: bool) -> Move:
 
 
 @cache
-def engine() -> InlineRunner:
+def engine() -> SliceRunner:
     """One for the whole test run."""
     trainer.configure_process()
-    return InlineRunner(threads=2)
+    return inline(threads=2)
+
+
+def inline(
+    threads: int = 1, cores: int | None = None, max_waiting: int = 256, budget: int = ROOMY
+) -> SliceRunner:
+    """The engine in this process, with states of its own."""
+    return SliceRunner(Inline(), Cores(threads, cores, max_waiting), States(budget))
+
+
+def tensors_of(run: Run, runner: SliceRunner) -> TrainingState:
+    """The tensors of `run`, which `runner` has trained."""
+    with runner.states.nearest(run) as nearest:
+        assert nearest.key == run.key, "the state is not at hand"
+        assert nearest.descriptor is not None
+        return state_files.read(nearest.descriptor, run.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +55,12 @@ class Outcome:
     """An episode as far as it was seen, and the training behind it."""
 
     seen: tuple[ToolObservation, ...]
-    training: TrainingState
+    training: Run
+    runner: SliceRunner
+
+    @property
+    def tensors(self) -> TrainingState:
+        return tensors_of(self.training, self.runner)
 
     @property
     def total(self) -> float:
@@ -65,16 +91,16 @@ class Outcome:
 
 
 class Player:
-    """One session on `runner`; with `training`, its episodes go on from there."""
+    """One session on `runner`, whose states are at `states`, or on the test run's engine."""
 
     def __init__(
         self,
         task_id: TaskId = "easy_mnist",
-        training: TrainingState | None = None,
         runner: Runner | None = None,
+        states: SliceRunner | None = None,
     ) -> None:
-        begin = None if training is None else lambda task, seed: training
-        self.env = MLTrainerEnvironment(runner or engine(), begin)
+        self.env = MLTrainerEnvironment(runner or engine())
+        self._states = states or (runner if isinstance(runner, SliceRunner) else engine())
         self.reset(task_id)
 
     def reset(self, task_id: TaskId) -> StatusObservation:
@@ -89,7 +115,7 @@ class Player:
             assert isinstance(observation, ToolObservation)
             self.seen += (observation,)
         assert self.env._run is not None
-        return Outcome(self.seen, self.env._run.episode.now.training)
+        return Outcome(self.seen, self.env._run.episode.now.training, self._states)
 
 
 def play(*moves: Move, task_id: TaskId = "easy_mnist") -> Outcome:

@@ -193,7 +193,7 @@ field_names = st.sampled_from(sorted({name for _, name in BAD})) | st.text(max_s
 def test_whatever_is_sent_either_happens_or_changes_nothing(
     tool: str, arguments: dict[str, Any]
 ) -> None:
-    env = MLTrainerEnvironment(FakeRunner(), begin)
+    env = MLTrainerEnvironment(FakeRunner())
     trained(env)
     before = env.state
     observation = tried(env, tool, arguments)

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from live import eventually, free_port
 from openenv.core.env_server.mcp_types import CallToolAction
 from real import Player, engine
@@ -51,7 +51,7 @@ def refused(env: MLTrainerEnvironment, tool: str, **arguments: Any) -> str:
 @pytest.fixture
 def sessions(runner: FakeRunner) -> Sessions:
     saved = SavedEpisodes()
-    return lambda: MLTrainerEnvironment(runner, begin, saved=saved)
+    return lambda: MLTrainerEnvironment(runner, saved=saved)
 
 
 def key_of(env: MLTrainerEnvironment) -> str:
@@ -359,12 +359,12 @@ def test_what_is_left_behind_is_touched_by_nobody_who_chooses_its_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: FakeRunner
 ) -> None:
     lost = SavedEpisodes(tmp_path)
-    first = MLTrainerEnvironment(runner, begin, saved=lost)
+    first = MLTrainerEnvironment(runner, saved=lost)
     first.reset(episode_id="mine")
     call(first, "configure_training")
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
-    other = MLTrainerEnvironment(runner, begin, saved=SavedEpisodes(tmp_path))  # the next server
+    other = MLTrainerEnvironment(runner, saved=SavedEpisodes(tmp_path))  # the next server
     for _ in range(2):
         other.reset(episode_id="mine")
         call(other, "configure_training", learning_rate=0.1)
