@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,7 @@ class Pool:
         raise WorkerLost(f"{STARTS} workers ended before they could begin")
 
     @contextmanager
-    def perform(self, order: Order, state: int | None) -> Iterator[_Answers]:
+    def perform(self, order: Order, state: int | None) -> Generator[_Answers]:
         """Have a worker carry out `order`, by preference one that holds its state."""
         data = self._shared(order.workload.dataset)
         with self._worker(order.state) as worker:
@@ -116,7 +116,7 @@ class Pool:
             self._data.clear()
 
     @contextmanager
-    def _worker(self, key: str | None) -> Iterator[_Worker]:
+    def _worker(self, key: str | None) -> Generator[_Worker]:
         """A worker to oneself. One that is left in the middle of an order is ended.
 
         One that is lost takes the idle ones that died with it along.
