@@ -124,7 +124,7 @@ def mcp(
     ] = False,
 ) -> None:
     """Serve one MCP client over standard input and output, training in this process."""
-    _run_module("ml_trainer_env.server." + ("desktop" if config else "mcp_stdio"))
+    _run_module("ml_trainer_env.server.doors.mcp." + ("desktop" if config else "stdio"))
 
 
 @data.command(epilog="Example: `ml-trainer data fetch cifar10 --raw ~/Downloads`")
