@@ -118,6 +118,7 @@ def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(900)  # the half minute, what is then still in progress, and all of it alone
 def test_the_soak_itself_in_short() -> None:
     """Over WebSockets, with the real networks. Whether memory is flat takes longer to see."""
