@@ -112,6 +112,7 @@ def load() -> None:
 
     trainer.configure_process()
     trainer.engine_fingerprint()  # a first step: torch loads some of itself only then
+    inline_runner()
 
 
 def prepare(*, workers: bool) -> None:
