@@ -17,10 +17,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from ml_trainer_env.server.runs import Engine, Precision
 from ml_trainer_env.server.runtime.channel import Channel, Message
@@ -35,6 +38,7 @@ from ml_trainer_env.server.runtime.runner import (
 from ml_trainer_env.server.runtime.worker import STOP
 
 WORKER = (sys.executable, "-P", "-m", "ml_trainer_env.server.runtime.worker")
+_ANSWERS = TypeAdapter(list[Answer])
 PATIENCE = 10.0  # seconds that a worker gets to end
 
 
@@ -84,7 +88,7 @@ class Pool:
         raise WorkerLost(f"{STARTS} workers ended before they could begin")
 
     @contextmanager
-    def perform(self, order: Order, state: int | None) -> Iterator[_Answers]:
+    def perform(self, order: Order, state: int | None) -> Generator[_Answers]:
         """Have a worker carry out `order`, by preference one that holds its state."""
         data = self._shared(order.workload.dataset)
         with self._worker(order.state) as worker:
@@ -116,7 +120,7 @@ class Pool:
             self._data.clear()
 
     @contextmanager
-    def _worker(self, key: str | None) -> Iterator[_Worker]:
+    def _worker(self, key: str | None) -> Generator[_Worker]:
         """A worker to oneself. One that is left in the middle of an order is ended.
 
         One that is lost takes the idle ones that died with it along.
@@ -253,15 +257,19 @@ class _Answers:
 
     def __init__(self, worker: _Worker) -> None:
         self._worker = worker
+        self._received: deque[Told] = deque()
 
     def __next__(self) -> Told:
         """Raises `ExecutorLost`."""
-        message = self._worker.receive()
-        answer = Answer.model_validate_json(message.text)
-        if answer.last:
-            self._worker.ready = True
-            self._worker.holds = answer.key
-        return Told(answer, message.files[0] if message.files else None)
+        if not self._received:
+            message = self._worker.receive()
+            answers = _ANSWERS.validate_json(message.text)
+            file = message.files[0] if message.files else None  # belongs to the last of them
+            self._received += [Told(answer, file if answer.last else None) for answer in answers]
+            if answers[-1].last:
+                self._worker.ready = True
+                self._worker.holds = answers[-1].key
+        return self._received.popleft()
 
     def stop(self) -> None:
         """Raises `ExecutorLost`."""
