@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ml_trainer_env.benchmarks import server
 from ml_trainer_env.benchmarks.crowd import CONFIGURE, Crowd, Side, run
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
 from ml_trainer_env.models import TASK_IDS, TaskId
@@ -45,6 +46,13 @@ FEW, MANY = 8, 64  # sessions
 THROUGHPUT_TARGET = 0.97
 SHARING_TARGET, IDENTICAL_TARGET = 1.6, 1.05
 FORK_TARGET, IDLE_TARGET = 0.020, 8.0  # seconds, MB
+SERVER_TARGETS = {
+    "seconds_to_health": 2.0,
+    "server_ms_easy_mnist": 0.4,
+    "server_ms_hard_cifar": 0.4,
+    "mb_idle": 200.0,
+    "mb_512_sessions": 400.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +213,16 @@ def idle(count: int) -> dict[str, Any]:
     return judged([each], IDLE_TARGET, at_most=True)
 
 
+def server_figures(repetitions: int, calls: Sequence[int]) -> dict[str, Any]:
+    """Of the server's own process."""
+    found = server.measure(repetitions, calls)
+    holds_torch = any(found.pop("torch"))
+    judgements = {
+        name: judged(values, SERVER_TARGETS[name], at_most=True) for name, values in found.items()
+    }
+    return {"holds_torch": holds_torch, **judgements}
+
+
 def resident_bytes() -> int:
     gc.collect()
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
@@ -244,6 +262,8 @@ def measure(task_ids: Sequence[TaskId], quick: bool, console: Console) -> dict[s
         with console.status(f"{task_id}: groups"):
             results["tasks"][task_id]["group"] = group(task_id, groups)
             results["tasks"][task_id]["identical"] = identical(task_id, groups)
+    with console.status("the server's process"):
+        results["server"] = server_figures(repetitions, (2, 1) if quick else (5, 5))
     with console.status("forks"):
         results |= forks(repetitions=5 if quick else 20)
     return results
@@ -272,6 +292,9 @@ def show(results: dict[str, Any], console: Console) -> None:
             row(f"{task_id}: {FEW} identical episodes over one", each["identical"]["cost"])
     for name in ("fork", "resume"):
         row(f"{name} of a hard session", results[name], " s")
+    for name, figure in results["server"].items():
+        if name != "holds_torch":
+            row(f"server: {name}", figure)
     row("one more idle hard session", results["idle_session"], " MB")
     console.print(table)
 

@@ -21,7 +21,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
@@ -37,9 +38,35 @@ from ml_trainer_env.server.runtime.runner import (
 )
 from ml_trainer_env.server.runtime.worker import STOP
 
-WORKER = (sys.executable, "-P", "-m", "ml_trainer_env.server.runtime.worker")
+MODULE = "ml_trainer_env.server.runtime.worker"
 _ANSWERS = TypeAdapter(list[Answer])
 PATIENCE = 10.0  # seconds that a worker gets to end
+
+
+class Process(Protocol):
+    """A worker's process, as far as it matters here."""
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+    @property
+    def pid(self) -> int: ...
+
+
+Launch = Callable[[socket.socket, Precision], Process]  # with the worker's end of its socket
+
+
+def launch(end: socket.socket, precision: Precision) -> subprocess.Popen[bytes]:
+    """Start a process that trains."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", MODULE, str(end.fileno()), precision],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[end.fileno()],
+        start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +86,11 @@ class Pool:
         precision: Precision = "fp32",
         *,
         load: Callable[[str], LoadedData] | None = None,
-        command: Sequence[str] = WORKER,
+        launch: Launch = launch,
     ) -> None:
-        """`load` gives data sets instead of a worker; `command` starts another kind of worker."""
+        """`load` gives data sets instead of a worker; `launch` starts another kind of worker."""
         self._size = size
-        self._command = (*command, precision)
+        self._new = partial(_Worker, launch, precision)
         self._load = load or self._loaded_by_a_worker
         self._data: dict[str, LoadedData] = {}
         self._loading = threading.Lock()
@@ -98,11 +125,11 @@ class Pool:
     def prepare(self, datasets: Iterable[str] = ()) -> None:
         """Start all workers and load these data sets, so that nobody waits for it later."""
         with self._lock:
-            self._idle += [_Worker(self._command) for _ in range(self._missing)]
+            self._idle += [self._new() for _ in range(self._missing)]
         for name in datasets:
             self._shared(name)
 
-    def processes(self) -> list[subprocess.Popen[bytes]]:
+    def processes(self) -> list[Process]:
         """The workers, busy and idle."""
         with self._lock:
             return [worker.process for worker in (*self._busy, *self._idle)]
@@ -129,7 +156,7 @@ class Pool:
             if self._closed:
                 raise RuntimeError("the pool is closed")
             self._idle.sort(key=lambda idle: idle.holds == key)
-            worker = self._idle.pop() if self._idle else _Worker(self._command)
+            worker = self._idle.pop() if self._idle else self._new()
             self._busy.add(worker)
         try:
             yield worker
@@ -172,16 +199,10 @@ class Pool:
 class _Worker:
     """A process of `worker.py`, with this end of its socket."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, launch: Launch, precision: Precision) -> None:
         ours, theirs = socket.socketpair()
-        program, precision = command[:-1], command[-1]
         with theirs:
-            self.process = subprocess.Popen(
-                [*program, str(theirs.fileno()), precision],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
-            )
+            self.process = launch(theirs, precision)
         self.channel = Channel(ours)
         self.holds: str | None = None  # the key of the state that it has
         self.ready = True  # for the next order

@@ -1,8 +1,8 @@
 """A process that trains, for the pool: `python -m ml_trainer_env.server.runtime.worker`.
 
-It takes an order at a time from its socket and answers it while epochs are made. When the process at the
-other end is gone, even by SIGKILL, it ends at once, in the middle of an epoch too, and while it
-still loads torch: what takes long to import is imported once it listens.
+It takes an order at a time from its socket and answers it while epochs are made. When the process
+at the other end is gone, even by SIGKILL, it ends at once, in the middle of an epoch too, and while
+it still loads torch: what takes long to import is imported once it listens.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ def _sizes(folder: Path, part: str) -> list[int]:
 
 @settings_explained()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Show it, or clear it."""
     parser = argparse.ArgumentParser(prog="ml-trainer state", description="The state folder.")
     parser.add_argument("--clear", action="store_true", help="forget all of it")
     options = parser.parse_args(argv)
