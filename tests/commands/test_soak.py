@@ -128,7 +128,7 @@ def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.Monk
     assert workers.states.used <= BUDGET
     processes = workers.pool.processes()
     workers.pool.close()
-    assert all(process.returncode is not None for process in processes)
+    assert all(process.poll() is not None for process in processes)
 
 
 @pytest.mark.slow
