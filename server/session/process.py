@@ -18,7 +18,13 @@ from ml_trainer_env.server.runs import Engine, Run, Workload
 from ml_trainer_env.server.runtime.cores import Cores, available
 from ml_trainer_env.server.runtime.pool import Pool
 from ml_trainer_env.server.runtime.records import NAME, Records
-from ml_trainer_env.server.runtime.runner import Executor, Runner, SliceRunner
+from ml_trainer_env.server.runtime.runner import (
+    Executor,
+    Runner,
+    SliceRunner,
+    WorkerFailed,
+    WorkerLost,
+)
 from ml_trainer_env.server.runtime.sharing import SharingRunner
 from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.session.places import Places
@@ -112,6 +118,7 @@ def load() -> None:
 
     trainer.configure_process()
     trainer.engine_fingerprint()  # a first step: torch loads some of itself only then
+    inline_runner()
 
 
 def prepare(*, workers: bool) -> None:
@@ -130,7 +137,7 @@ def prepare(*, workers: bool) -> None:
             pool().prepare(datasets.NAMES)
     except Ending:
         return
-    except (ValueError, datasets.DatasetUnavailable) as error:
+    except (ValueError, WorkerFailed, WorkerLost, datasets.DatasetUnavailable) as error:
         log.error("%s", error)  # whoever trains is told that it failed
     else:
         log.info("ready: data are loaded, and whoever trains")
