@@ -204,7 +204,8 @@ class _Worker:
         self.engine()
         self._send(json.dumps({"load": name}).encode(), [])
         message = self.receive()
-        return LoadedData(message.files[0], _content(message)["places"])
+        places = _content(message)["places"]
+        return LoadedData(message.files[0], places)
 
     def begin(self, order: Order, state: int | None, data: LoadedData) -> None:
         """Give it an order. Raises `ExecutorLost`."""

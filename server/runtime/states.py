@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".state"
 UNFINISHED = ".unfinished"
+WRITTEN = 600.0  # seconds within which a file is written, unless its process was killed
 OPEN_SHARE = 4  # at most one in so many of the files that this process may have open is a state
 
 
@@ -105,13 +107,15 @@ class States:
             return None
         try:
             descriptor = os.open(self._path(key), os.O_RDONLY)
-            os.utime(self._path(key))  # the order of use, for the next process
-            size = os.fstat(descriptor).st_size
         except OSError:  # never written, or removed in the meantime
             self.remove(key)
             return None
-        with self._lock:
+        with suppress(OSError):
+            os.utime(self._path(key))  # the order of use, for the next process
+        size = os.fstat(descriptor).st_size
+        with self._lock:  # another process may have written it
             self._set(key, _File(size, None))
+            self._make_room()
         return descriptor
 
     def put(self, key: str, size: int, descriptor: int | None, left: str | None = None) -> None:
@@ -127,6 +131,8 @@ class States:
             self._files.move_to_end(key)
             if left in self._files and left != key:
                 self._files.move_to_end(left, last=False)
+            if size > self._budget:  # the others may stay
+                self._files.move_to_end(key, last=False)
             self._make_room()
 
     def remove(self, key: str) -> None:
@@ -172,6 +178,10 @@ class States:
 
     def _adopt(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"*{UNFINISHED}"):
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > WRITTEN:
+                    left.unlink()
         found: list[tuple[float, str, int]] = []
         for file in folder.glob(f"*{SUFFIX}"):
             with suppress(FileNotFoundError):  # of another process, just now
