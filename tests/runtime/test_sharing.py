@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from executors import PATIENCE, PLAN, WILD, FakeExecutor, after, begin, grade, plan, told
-from live import eventually
+from executors import PLAN, WILD, FakeExecutor, after, begin, grade, plan, told
 from real import Outcome, Player, engine
 from states import value
 
@@ -65,50 +64,6 @@ def asked(
 
 def shared(epochs: list[Trained]) -> list[bool]:
     return [epoch.shared for epoch in epochs]
-
-
-class Crowd:
-    """Sessions that ask, each from a thread of its own."""
-
-    def __init__(self, runner: SharingRunner, pool: ThreadPoolExecutor) -> None:
-        self.runner, self.pool = runner, pool
-        self.waiting = threading.Semaphore(0)
-
-    def ask(
-        self, plans: Sequence[EpochPlan] = (PLAN,), asker: Asker | None = None
-    ) -> Future[list[Trained]]:
-        return self.pool.submit(list, self.runner.train(begin(), plans, asker))
-
-    def ask_and_wait(
-        self, count: int, plans: Sequence[EpochPlan] = (PLAN,)
-    ) -> list[Future[list[Trained]]]:
-        """`count` sessions that wait for an epoch that another one trains."""
-        asked = [self.ask(plans, Asker(_Waits(self.waiting))) for _ in range(count)]
-        for _ in range(count):
-            assert self.waiting.acquire(timeout=PATIENCE)
-        return asked
-
-
-class _Waits:
-    """A `gone` that is never true. Asked for the second time, its asker waits."""
-
-    def __init__(self, waiting: threading.Semaphore) -> None:
-        self._waiting, self._times = waiting, 0
-
-    def __call__(self) -> bool:
-        self._times += 1
-        if self._times == 2:
-            self._waiting.release()
-        return False
-
-
-@pytest.fixture
-def crowd(executor: FakeExecutor, records: Records) -> Iterator[Crowd]:
-    """Whose executor holds every epoch."""
-    executor.hold(0)
-    with ThreadPoolExecutor(16) as pool:
-        yield Crowd(SharingRunner(slices(executor), records), pool)
-        executor.let_go(0, 1000)
 
 
 # One after another ----------------------------------------------------------------------------
@@ -223,6 +178,132 @@ def test_what_another_process_trained_and_graded_is_known(
             assert shared(epochs) == expected
             assert runner.test_accuracy(run) == grade(run.key)
     assert len(executor.begun) == 5
+
+
+# Verified -------------------------------------------------------------------------------------
+
+
+def test_verification_trains_the_sample_again(executor: FakeExecutor, records: Records) -> None:
+    asked(SharingRunner(slices(executor), records), PLANS)
+    for verify, expected in ((0.0, []), (1.0, [1, 2, 3, 4])):
+        executor.begun.clear()
+        runner = SharingRunner(SliceRunner(executor, Cores(1, 1), States(10**9)), records, verify)
+        epochs = asked(runner, PLANS)
+        assert [t.record for t in epochs] == told(begin(), PLANS)
+        assert shared(epochs) == [True] * 4
+        assert sorted({epoch for _, epoch in executor.begun}) == expected
+
+
+def test_the_sample_is_as_large_as_was_asked_and_always_the_same(executor: FakeExecutor) -> None:
+    def sample() -> list[tuple[int, int]]:
+        with closing(Records()) as records:
+            runner = SharingRunner(slices(executor), records, verify=0.25)
+            for _ in range(2):
+                executor.begun.clear()
+                for seed in range(200):
+                    asked(runner, [PLAN], begin(seed))
+            return list(executor.begun)
+
+    verified = sample()
+    assert 30 <= len(verified) <= 70
+    assert sample() == verified
+
+
+@pytest.mark.parametrize("metric", range(len(METRICS)))
+def test_a_known_epoch_with_another_bit_is_found_out(
+    executor: FakeExecutor, records: Records, metric: int
+) -> None:
+    run = after(begin(), [PLAN])
+    values = list(metrics_of(run.history[-1]))
+    values[metric] = math.nextafter(values[metric] or 0.0, 1)
+    records.put(run.key, tuple(values), 1.0)
+    with pytest.raises(SharedEpochMismatch, match="epoch 1 of mnist, seed 0"):
+        asked(SharingRunner(slices(executor), records, verify=1.0), [PLAN])
+    with pytest.raises(SharedEpochMismatch, match=METRICS[metric]):  # whoever trains beyond it
+        asked(SharingRunner(slices(executor), records), [PLAN] * 2)
+
+
+# Settings -------------------------------------------------------------------------------------
+
+
+def test_a_switch_turns_it_off(executor: FakeExecutor) -> None:
+    alone = process.runner_on(executor, Settings(sharing=False))
+    for _ in range(2):
+        assert [t.shared for t in alone.train(begin(), PLANS)] == [False] * 4
+    assert len(executor.begun) == 8
+    runner = process.runner_on(executor, Settings())
+    assert isinstance(runner, SharingRunner)
+    runner.records.close()
+    assert Settings.from_environment({"ML_TRAINER_SHARING": "off"}) == Settings(sharing=False)
+
+
+# On the real engine, through the environment ----------------------------------------------------
+
+PREFIX = (configure(optimizer="sgd", learning_rate=0.05), train(2))
+
+
+def _play(runner: Any, *moves: Any) -> tuple[Player, Outcome]:
+    player = Player(runner=runner, states=engine())
+    return player, player.do(*moves)
+
+
+def _seen(outcome: Outcome) -> list[Any]:
+    """All that the agent learns."""
+    return [
+        (status, observation.reward)
+        for status, observation in zip(outcome.statuses, outcome.seen, strict=True)
+    ]
+
+
+def test_a_shared_episode_is_the_one_that_was_trained(records: Records) -> None:
+    """With every shared epoch trained again and compared."""
+    runner = SharingRunner(engine(), records, verify=1.0)
+    moves = (*PREFIX, rate(0.01), train(1), SUBMIT)
+    _, alone = _play(engine(), *moves)
+    first, one = _play(runner, *moves)
+    second, other = _play(runner, *moves)
+    assert first.env.state.epochs_shared == 0
+    assert second.env.state.epochs_shared == 3
+    assert _seen(other) == _seen(one) == _seen(alone)
+    assert value(other.tensors) == value(one.tensors) == value(alone.tensors)
+
+
+def test_after_a_shared_prefix_sessions_go_their_own_ways(records: Records) -> None:
+    runner = SharingRunner(engine(), records)
+    first, _ = _play(runner, *PREFIX)
+    second, _ = _play(runner, *PREFIX)
+    endings = {first: rate(0.01), second: rate(0.002)}
+    for player, change in endings.items():
+        outcome = player.do(change, train(1))
+        _, alone = _play(engine(), *PREFIX, change, train(1))
+        assert value(outcome.tensors) == value(alone.tensors)
+    assert (first.env.state.epochs_shared, second.env.state.epochs_shared) == (0, 2)
+
+
+def test_sessions_at_the_same_time_train_each_epoch_once(records: Records) -> None:
+    counted = _Counting()
+    runner = SharingRunner(counted, records)
+    with ThreadPoolExecutor(4) as pool:
+        played = list(pool.map(partial(_play, runner), *zip(*[PREFIX] * 4, strict=True)))
+    assert counted.epochs == 2
+    assert len({value(outcome.tensors) for _, outcome in played}) == 1
+    assert sum(player.env.state.epochs_shared for player, _ in played) == 6
+
+
+class _Counting:
+    """The engine, and how many epochs it was asked for."""
+
+    def __init__(self) -> None:
+        self.engine = engine().engine
+        self.test_accuracy = engine().test_accuracy
+        self.epochs = 0
+
+    def train(
+        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+    ) -> Generator[Trained]:
+        for each in engine().train(run, plans, asker):
+            self.epochs += 1
+            yield each
 
 
 def _fails_once(executor: FakeExecutor, error: Exception) -> None:
