@@ -48,6 +48,10 @@ class Waiting:
     """One of the workers, as the pool sees a process."""
 
     pid = 0
+    returncode: int | None = None
+
+    def send_signal(self, sig: int) -> None:
+        pass
 
     def poll(self) -> int | None:
         return None

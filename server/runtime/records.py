@@ -17,6 +17,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -149,20 +150,23 @@ class Records:
 
 
 def _connected(file: Path | None) -> sqlite3.Connection:
-    """Every statement is a transaction of its own. Raises `sqlite3.DatabaseError`."""
+    """Every later statement is a transaction of its own. Raises `sqlite3.DatabaseError`."""
     table = sqlite3.connect(
         file or ":memory:", timeout=PATIENCE, isolation_level=None, check_same_thread=False
     )
     try:
         # The log of writes is synchronised when it is folded in, so a killed process loses nothing.
-        table.execute("PRAGMA journal_mode = WAL")
+        with suppress(sqlite3.OperationalError):  # another process may be doing so
+            table.execute("PRAGMA journal_mode = WAL")
         table.execute("PRAGMA synchronous = NORMAL")
+        table.execute("BEGIN IMMEDIATE")  # another process may be making the same table
         version = table.execute("PRAGMA user_version").fetchone()[0]
         tables = table.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if (version, tables) != (0, 0) and version != VERSION:
             raise sqlite3.DatabaseError("it is no file of this version's records")
         table.execute(_TABLE)
         table.execute(f"PRAGMA user_version = {VERSION}")
+        table.execute("COMMIT")
     except sqlite3.DatabaseError:
         table.close()
         raise

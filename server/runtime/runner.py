@@ -160,7 +160,6 @@ class SliceRunner:
                 ended = answer.last
                 request.accuracy = answer.test_accuracy
                 if answer.metrics is not None:
-                    request.killed = request.unstarted = 0
                     if again:
                         _compare(again.pop(0), answer.metrics, request.run)
                     elif not gone:
@@ -199,9 +198,9 @@ class _Request:
     grade: bool = False
     accuracy: float | None = None
     diverged: bool = False
-    begun: int = -1  # the epoch from which the last slice went on
+    begun: int = -1  # the latest epoch from which a slice went on
     stuck: bool = False  # slices that train again end before they reach anything new
-    killed: int = 0  # workers, at one epoch
+    killed: int = 0  # workers, since there was anything new
     unstarted: int = 0
 
     def is_wanted(self) -> bool:
@@ -211,7 +210,9 @@ class _Request:
         """What is to be done in this turn, beginning with the state that is at hand."""
         again = [record.plan for record in self.run.history[nearest.epoch :]]
         self.stuck = bool(again) and nearest.epoch <= self.begun
-        self.begun = nearest.epoch
+        if nearest.epoch > self.begun:
+            self.killed = self.unstarted = 0
+        self.begun = max(self.begun, nearest.epoch)
         return Order(
             workload=self.run.workload,
             seed=self.run.seed,
@@ -231,6 +232,7 @@ class _Request:
         record = answer.record(self.run.epoch + 1, self.left.pop(0))
         self.run = self.run.after(record)
         self.diverged = record.diverged
+        self.killed = self.unstarted = 0
         return Trained(record, answer.seconds)
 
     @contextmanager

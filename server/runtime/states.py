@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".state"
 UNFINISHED = ".unfinished"
 LOOK_AROUND = 64  # states put between two looks at what other processes have put
+WRITTEN = 600.0  # seconds within which a file is written, unless its process was killed
 OPEN_SHARE = 4  # at most one in so many of the files that this process may have open is a state
 
 
@@ -76,7 +78,9 @@ class States:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob(f"*{UNFINISHED}"):
-                left.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > WRITTEN:
+                        left.unlink()
             self._adopt(folder)
 
     @property
@@ -110,13 +114,15 @@ class States:
             return None
         try:
             descriptor = os.open(self._path(key), os.O_RDONLY)
-            os.utime(self._path(key))  # the order of use, for the next process
-            size = os.fstat(descriptor).st_size
         except OSError:  # never written, or removed in the meantime
             self.remove(key)
             return None
-        with self._lock:
+        with suppress(OSError):
+            os.utime(self._path(key))  # the order of use, for the next process
+        size = os.fstat(descriptor).st_size
+        with self._lock:  # another process may have written it
             self._set(key, _File(size, None))
+            self._make_room()
         return descriptor
 
     def put(self, key: str, size: int, descriptor: int | None, left: str | None = None) -> None:
@@ -135,6 +141,8 @@ class States:
             self._files.move_to_end(key)
             if left in self._files and left != key:
                 self._files.move_to_end(left, last=False)
+            if size > self._budget:  # the others may stay
+                self._files.move_to_end(key, last=False)
             self._make_room()
 
     def remove(self, key: str) -> None:

@@ -1,282 +1,249 @@
-"""Shared prefixes: trained once for all who ask, with the bits of a real run, without a trace."""
+"""Shared epochs: trained once for all who ask, with the bits of a real run, without a trace."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+import math
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from live import eventually
+from executors import PLAN, WILD, FakeExecutor, after, begin, grade, plan, told
 from real import Outcome, Player, engine
-from states import PLAN, SmallEngine, plan, trained, untrained, value
+from states import value
 
-from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
-from ml_trainer_env.server.runtime.asking import Asker, CalledOff
-from ml_trainer_env.server.runtime.runner import InlineRunner
-from ml_trainer_env.server.runtime.sharing import SharedEpochMismatch, SharingRunner, shared
-from ml_trainer_env.server.runtime.snapshots import Snapshots
+from ml_trainer_env.agents.moves import SUBMIT, configure, rate
+from ml_trainer_env.agents.moves import run as train
+from ml_trainer_env.models import EpochPlan
+from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runtime.asking import Asker, QueueFull
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.orders import METRICS, metrics_of
+from ml_trainer_env.server.runtime.records import Records
+from ml_trainer_env.server.runtime.runner import (
+    SharedEpochMismatch,
+    SliceRunner,
+    Trained,
+    WorkerFailed,
+)
+from ml_trainer_env.server.runtime.sharing import SharingRunner
+from ml_trainer_env.server.runtime.states import States
+from ml_trainer_env.server.session import process
 from ml_trainer_env.server.settings import Settings
-from ml_trainer_env.server.trainer import Checkpoint, TrainingState
 
-ROOMY = 10**9
-
-
-@pytest.fixture
-def small() -> Iterator[SmallEngine]:
-    small = SmallEngine()
-    yield small
-    small.gate.set()
-
-
-def sharing(inner: Any, budget: int = ROOMY, verify: float = 0.0) -> SharingRunner:
-    return SharingRunner(inner, Snapshots(budget), verify)
-
-
-class Crowd:
-    """Sessions that ask, each from a thread of its own."""
-
-    def __init__(self, runner: SharingRunner, pool: ThreadPoolExecutor) -> None:
-        self.runner, self.pool = runner, pool
-        self.waiting = threading.Semaphore(0)
-
-    def ask(self, state: TrainingState, asker: Asker) -> Future[TrainingState]:
-        return self.pool.submit(self.runner.advance, state, PLAN, asker)
-
-    def ask_and_wait(self, state: TrainingState, count: int) -> list[Future[TrainingState]]:
-        """`count` sessions that wait for an epoch that another one trains."""
-        askers = [Asker(self._note_waiting) for _ in range(count)]
-        asked = [self.ask(state, asker) for asker in askers]
-        for _ in range(count):
-            assert self.waiting.acquire(timeout=20)
-        return asked
-
-    def _note_waiting(self) -> bool:
-        self.waiting.release()
-        return False
+PLANS = [plan(0.001 * n) for n in range(1, 5)]
 
 
 @pytest.fixture
-def crowd(small: SmallEngine) -> Iterator[Crowd]:
-    with ThreadPoolExecutor(16) as pool:
-        yield Crowd(sharing(small), pool)
-        small.gate.set()
+def records() -> Iterator[Records]:
+    records = Records()
+    yield records
+    records.close()
+
+
+@pytest.fixture
+def executor() -> Iterator[FakeExecutor]:
+    executor = FakeExecutor()
+    yield executor
+    for seed in executor.held:  # let go of whatever a failed test left behind
+        executor.let_go(seed, 1000)
+
+
+def slices(executor: FakeExecutor, cores: int = 8, max_waiting: int = 256) -> SliceRunner:
+    return SliceRunner(executor, Cores(1, cores, max_waiting), States(10**9))
+
+
+def asked(
+    runner: SharingRunner, plans: Sequence[EpochPlan], run: Run | None = None
+) -> list[Trained]:
+    return list(runner.train(run or begin(), plans))
+
+
+def shared(epochs: list[Trained]) -> list[bool]:
+    return [epoch.shared for epoch in epochs]
 
 
 # One after another ----------------------------------------------------------------------------
 
 
-def test_what_was_trained_is_taken(small: SmallEngine) -> None:
-    runner, start = sharing(small), untrained()
-    first, second = Asker(), Asker()
-    state = runner.advance(start, PLAN, first)
-    assert runner.advance(start, PLAN, second) is state
-    assert value(state) == value(trained(start, PLAN))
-    assert len(small.begun) == 1
-    assert (first.shared, second.shared) == (0, 1)
+def test_what_was_trained_is_known(executor: FakeExecutor, records: Records) -> None:
+    runner = SharingRunner(slices(executor), records)
+    first, second = asked(runner, PLANS), asked(runner, PLANS)
+    assert [t.record for t in first] == [t.record for t in second] == told(begin(), PLANS)
+    assert (shared(first), shared(second)) == ([False] * 4, [True] * 4)
+    assert [t.seconds for t in first] == [t.seconds for t in second]
+    assert len(executor.begun) == 4
 
 
-def test_another_plan_seed_or_past_is_trained(small: SmallEngine) -> None:
-    runner, start = sharing(small), untrained()
-    state = runner.advance(start, PLAN)
-    others = [(start, plan(0.002)), (untrained(seed=1), PLAN), (state, PLAN)]
-    for before, its_plan in others:
-        asker = Asker()
-        runner.advance(before, its_plan, asker)
-        assert asker.shared == 0
-    assert len(small.begun) == 4
+def test_another_plan_seed_or_past_is_trained(executor: FakeExecutor, records: Records) -> None:
+    runner = SharingRunner(slices(executor), records)
+    asked(runner, [PLAN])
+    others = [(begin(), plan(0.002)), (begin(1), PLAN), (after(begin(), [PLAN]), PLAN)]
+    for run, its_plan in others:
+        epochs = asked(runner, [its_plan], run)
+        assert [t.record for t in epochs] == told(run, [its_plan])
+        assert shared(epochs) == [False]
+    assert len(executor.begun) == 4
 
 
-def test_what_was_evicted_is_trained_again_to_the_same_bits(small: SmallEngine) -> None:
-    runner, start = sharing(small, budget=0), untrained()
-    states = [runner.advance(start, PLAN) for _ in range(2)]
-    assert len(small.begun) == 2
-    assert value(states[0]) == value(states[1])
-
-
-def test_a_failure_is_not_remembered(small: SmallEngine) -> None:
-    runner, start = sharing(small), untrained()
-    small.failures = [ArithmeticError("once")]
-    with pytest.raises(ArithmeticError):
-        runner.advance(start, PLAN)
-    assert value(runner.advance(start, PLAN)) == value(trained(start, PLAN))
-
-
-def test_equal_states_are_graded_once(small: SmallEngine) -> None:
-    runner, start = sharing(small), untrained()
-    small.failures = [ArithmeticError("once")]
-    with pytest.raises(ArithmeticError):
-        runner.test_accuracy(start)
-    states = [start, untrained(), trained(start, PLAN), trained(start, PLAN)]
-    grades = [runner.test_accuracy(state) for state in states]
-    assert grades == [SmallEngine().test_accuracy(state) for state in states]
-    assert small.graded == [start.key, start.key, states[2].key]  # the first of them failed
-
-
-# At the same time -----------------------------------------------------------------------------
-
-
-def test_asked_for_at_the_same_time_it_is_trained_once(small: SmallEngine, crowd: Crowd) -> None:
-    small.gate.clear()
-    start, first = untrained(), Asker()
-    leader = crowd.ask(start, first)
-    eventually(lambda: small.begun)
-    others = crowd.ask_and_wait(start, 7)
-    small.gate.set()
-    results = {id(asked.result(20)) for asked in [leader, *others]}
-    assert len(results) == len(small.begun) == 1
-    assert first.shared == 0
-
-
-def test_graded_at_the_same_time_it_is_graded_once(small: SmallEngine) -> None:
-    small.gate.clear()
-    runner, together = sharing(small), threading.Barrier(4)
-
-    def grade(_: int) -> float:
-        together.wait(20)
-        return runner.test_accuracy(untrained(seed=1))
-
-    with ThreadPoolExecutor(4) as pool:
-        grades = pool.map(grade, range(4))
-        eventually(lambda: small.graded)
-        small.gate.set()
-        assert set(grades) == {1.0}
-    assert len(small.graded) == 1
-
-
-def test_without_any_memory_those_who_wait_are_still_served(small: SmallEngine) -> None:
-    small.gate.clear()
-    with ThreadPoolExecutor(4) as pool:
-        crowd = Crowd(sharing(small, budget=0), pool)
-        leader = crowd.ask(untrained(), Asker())
-        eventually(lambda: small.begun)
-        others = crowd.ask_and_wait(untrained(), 3)
-        small.gate.set()
-        assert all(asked.result(20) is leader.result(20) for asked in others)
-    assert len(small.begun) == 1
-
-
-@pytest.mark.parametrize("failure", [ArithmeticError("worker"), CalledOff("client left")])
-def test_when_the_one_who_trains_fails_another_takes_over(
-    small: SmallEngine, crowd: Crowd, failure: Exception
+def test_known_epochs_need_no_tensors_until_somebody_trains_beyond_them(
+    executor: FakeExecutor, records: Records
 ) -> None:
-    small.gate.clear()
-    small.failures = [failure]
-    leader = crowd.ask(untrained(), Asker())
-    eventually(lambda: small.begun)
-    others = crowd.ask_and_wait(untrained(), 5)
-    small.gate.set()
-    with pytest.raises(type(failure)):
-        leader.result(20)
-    assert {value(asked.result(20)) for asked in others} == {value(trained(untrained(), PLAN))}
-    assert len(small.begun) == 2
+    """The records outlive the states: another process, or a budget that was spent."""
+    asked(SharingRunner(slices(executor), records), PLANS[:3])
+    orders = len(executor.orders)
+    runner = SharingRunner(slices(executor), records)  # with no states
+    assert shared(asked(runner, PLANS[:3])) == [True] * 3
+    assert len(executor.orders) == orders
+    epochs = asked(runner, PLANS)
+    assert [t.record for t in epochs] == told(begin(), PLANS)
+    assert shared(epochs) == [True, True, True, False]
+    assert [order.again for order in executor.orders[orders:]] == [3]
 
 
-def test_whoever_waits_can_leave_at_once_and_disturbs_nobody(
-    small: SmallEngine, crowd: Crowd
+def test_between_epochs_of_its_own_it_takes_what_others_trained(
+    executor: FakeExecutor, records: Records
 ) -> None:
-    small.gate.clear()
-    leader = crowd.ask(untrained(), Asker())
-    eventually(lambda: small.begun)
-    leaving = threading.Event()
-    leaver = crowd.ask(untrained(), Asker(leaving.is_set))
-    stayer = crowd.ask_and_wait(untrained(), 1)[0]
-    leaving.set()
-    with pytest.raises(CalledOff):
-        leaver.result(5)  # while the gate is still closed
-    small.gate.set()
-    assert stayer.result(20) is leader.result(20)
+    for run in (after(begin(), PLANS[:1]), after(begin(), PLANS[:3])):
+        record = run.history[-1]
+        records.put(run.key, metrics_of(record), 1.5)
+    epochs = asked(SharingRunner(slices(executor), records), PLANS)
+    assert [t.record for t in epochs] == told(begin(), PLANS)
+    assert shared(epochs) == [True, False, True, False]
 
 
-def test_in_the_queue_for_a_core_one_can_leave_at_once() -> None:
-    runner = InlineRunner(threads=1, cores=1)
-    with runner._cores.lend(), pytest.raises(CalledOff):
-        runner.advance(untrained(), PLAN, Asker(lambda: True))
-    assert runner._cores.waiting == 0
-    with runner._cores.lend(Asker(lambda: True)) as threads:  # a turn that comes at once is taken
-        assert threads == 1
+def test_a_divergence_is_known_and_ends_the_request(
+    executor: FakeExecutor, records: Records
+) -> None:
+    runner = SharingRunner(slices(executor), records)
+    plans = [PLAN, plan(WILD), PLAN]
+    for expected in ([False] * 2, [True] * 2):
+        epochs = asked(runner, plans)
+        assert [t.record for t in epochs] == told(begin(), plans[:2])
+        assert shared(epochs) == expected
+    run = after(begin(), plans[:2])
+    assert [t.record for t in asked(runner, [PLAN], run)] == told(run, [PLAN])
+
+
+def test_without_a_memory_it_is_trained_again_to_the_same_bits(executor: FakeExecutor) -> None:
+    forgetful = Records()
+    forgetful.close()
+    runner = SharingRunner(slices(executor), forgetful)
+    for _ in range(2):
+        assert [t.record for t in asked(runner, PLANS)] == told(begin(), PLANS)
+    assert len(executor.begun) == 8
+
+
+def test_a_failure_is_not_remembered(executor: FakeExecutor, records: Records) -> None:
+    runner = SharingRunner(slices(executor), records)
+    _fails_once(executor, ArithmeticError("once"))
+    with pytest.raises(WorkerFailed, match="once"):
+        asked(runner, PLANS)
+    assert [t.record for t in asked(runner, PLANS)] == told(begin(), PLANS)
+
+
+def test_a_full_queue_is_told_and_claims_nothing(executor: FakeExecutor, records: Records) -> None:
+    inner = slices(executor, cores=1, max_waiting=0)
+    runner = SharingRunner(inner, records)
+    with inner.cores.lend(), pytest.raises(QueueFull):
+        asked(runner, PLANS)
+    assert len(asked(runner, PLANS)) == 4
+
+
+def test_equal_runs_are_graded_once(executor: FakeExecutor, records: Records) -> None:
+    runner = SharingRunner(slices(executor), records)
+    one, other = after(begin(), PLANS[:1]), after(begin(), PLANS[:2])
+    asked(runner, PLANS[:2])
+    _fails_once(executor, ArithmeticError("once"))
+    with pytest.raises(WorkerFailed):
+        runner.test_accuracy(one)
+    executor.begun.clear()
+    grades = [runner.test_accuracy(run) for run in (one, one, other, other)]
+    assert grades == [grade(one.key)] * 2 + [grade(other.key)] * 2
+    assert [epoch for _, epoch in executor.begun if epoch == 0] == [0, 0]
+
+
+def test_what_another_process_trained_and_graded_is_known(
+    executor: FakeExecutor, tmp_path: Path
+) -> None:
+    run = after(begin(), PLANS)
+    for expected in ([False] * 4, [True] * 4):
+        with closing(Records(tmp_path / "records.sqlite")) as records:
+            runner = SharingRunner(slices(executor), records)
+            epochs = asked(runner, PLANS)
+            assert [t.record for t in epochs] == list(run.history)
+            assert shared(epochs) == expected
+            assert runner.test_accuracy(run) == grade(run.key)
+    assert len(executor.begun) == 5
 
 
 # Verified -------------------------------------------------------------------------------------
 
 
-def test_verification_trains_the_sample_again(small: SmallEngine) -> None:
-    for verify, expected in ((0.0, 1), (1.0, 2)):
-        small.begun.clear()
-        runner = sharing(small, verify=verify)
-        asker = Asker()
-        for _ in range(2):
-            runner.advance(untrained(), PLAN, asker)
-        assert len(small.begun) == expected
-        assert asker.shared == 1
+def test_verification_trains_the_sample_again(executor: FakeExecutor, records: Records) -> None:
+    asked(SharingRunner(slices(executor), records), PLANS)
+    for verify, expected in ((0.0, []), (1.0, [1, 2, 3, 4])):
+        executor.begun.clear()
+        runner = SharingRunner(SliceRunner(executor, Cores(1, 1), States(10**9)), records, verify)
+        epochs = asked(runner, PLANS)
+        assert [t.record for t in epochs] == told(begin(), PLANS)
+        assert shared(epochs) == [True] * 4
+        assert sorted({epoch for _, epoch in executor.begun}) == expected
 
 
-def test_the_sample_is_as_large_as_was_asked_and_always_the_same(small: SmallEngine) -> None:
-    def sample() -> list[str]:
-        runner = sharing(small, verify=0.25)
-        for _ in range(2):
-            small.begun.clear()
-            for seed in range(200):
-                runner.advance(untrained(seed=seed), PLAN)
-        return list(small.begun)
+def test_the_sample_is_as_large_as_was_asked_and_always_the_same(executor: FakeExecutor) -> None:
+    def sample() -> list[tuple[int, int]]:
+        with closing(Records()) as records:
+            runner = SharingRunner(slices(executor), records, verify=0.25)
+            for _ in range(2):
+                executor.begun.clear()
+                for seed in range(200):
+                    asked(runner, [PLAN], begin(seed))
+            return list(executor.begun)
 
     verified = sample()
     assert 30 <= len(verified) <= 70
     assert sample() == verified
 
 
-def _with_weights(state: TrainingState) -> TrainingState:
-    return replace(state, current=Checkpoint(state.current.weights + 1, state.current.statistics))
-
-
-def _with_moments(state: TrainingState) -> TrainingState:
-    return replace(state, moments=(state.moments[0], state.moments[1] * 2))
-
-
-def _with_metrics(state: TrainingState) -> TrainingState:
-    record = state.history[-1].model_copy(update={"val_loss": 0.1})
-    return replace(state, history=(record,))
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (_with_weights, "weights"),
-        (_with_moments, "moments 1"),
-        (_with_metrics, "history"),
-        (lambda state: replace(state, moments=()), "number of moments"),
-        (lambda state: replace(state, steps=0), "steps"),
-    ],
-)
-def test_a_stored_epoch_with_other_bits_is_found_out(
-    small: SmallEngine, change: Callable[[TrainingState], TrainingState], named: str
+@pytest.mark.parametrize("metric", range(len(METRICS)))
+def test_a_known_epoch_with_another_bit_is_found_out(
+    executor: FakeExecutor, records: Records, metric: int
 ) -> None:
-    snapshots = Snapshots(ROOMY)
-    snapshots.put(change(trained(untrained(), PLAN)))
-    runner = SharingRunner(small, snapshots, verify=1.0)
-    with pytest.raises(SharedEpochMismatch, match=named):
-        runner.advance(untrained(), PLAN)
+    run = after(begin(), [PLAN])
+    values = list(metrics_of(run.history[-1]))
+    values[metric] = math.nextafter(values[metric] or 0.0, 1)
+    records.put(run.key, tuple(values), 1.0)
+    with pytest.raises(SharedEpochMismatch, match="epoch 1 of mnist, seed 0"):
+        asked(SharingRunner(slices(executor), records, verify=1.0), [PLAN])
+    with pytest.raises(SharedEpochMismatch, match=METRICS[metric]):  # whoever trains beyond it
+        asked(SharingRunner(slices(executor), records), [PLAN] * 2)
 
 
 # Settings -------------------------------------------------------------------------------------
 
 
-def test_a_switch_turns_it_off(small: SmallEngine) -> None:
-    assert shared(small, Settings(sharing=False)) is small
-    assert isinstance(shared(small, Settings()), SharingRunner)
+def test_a_switch_turns_it_off(executor: FakeExecutor) -> None:
+    alone = process.runner_on(executor, Settings(sharing=False))
+    for _ in range(2):
+        assert [t.shared for t in alone.train(begin(), PLANS)] == [False] * 4
+    assert len(executor.begun) == 8
+    runner = process.runner_on(executor, Settings())
+    assert isinstance(runner, SharingRunner)
+    runner.records.close()
     assert Settings.from_environment({"ML_TRAINER_SHARING": "off"}) == Settings(sharing=False)
 
 
 # On the real engine, through the environment ----------------------------------------------------
 
-PREFIX = (configure(optimizer="sgd", learning_rate=0.05), run(2))
+PREFIX = (configure(optimizer="sgd", learning_rate=0.05), train(2))
 
 
 def _play(runner: Any, *moves: Any) -> tuple[Player, Outcome]:
-    player = Player(runner=runner)
+    player = Player(runner=runner, states=engine())
     return player, player.do(*moves)
 
 
@@ -288,51 +255,60 @@ def _seen(outcome: Outcome) -> list[Any]:
     ]
 
 
-def test_a_shared_episode_is_the_one_that_was_trained() -> None:
+def test_a_shared_episode_is_the_one_that_was_trained(records: Records) -> None:
     """With every shared epoch trained again and compared."""
-    runner = sharing(engine(), verify=1.0)
-    moves = (*PREFIX, rate(0.01), run(1), SUBMIT)
+    runner = SharingRunner(engine(), records, verify=1.0)
+    moves = (*PREFIX, rate(0.01), train(1), SUBMIT)
     _, alone = _play(engine(), *moves)
     first, one = _play(runner, *moves)
     second, other = _play(runner, *moves)
     assert first.env.state.epochs_shared == 0
     assert second.env.state.epochs_shared == 3
     assert _seen(other) == _seen(one) == _seen(alone)
-    assert value(other.training) == value(one.training) == value(alone.training)
+    assert value(other.tensors) == value(one.tensors) == value(alone.tensors)
 
 
-def test_after_a_shared_prefix_sessions_go_their_own_ways() -> None:
-    runner = sharing(engine())
+def test_after_a_shared_prefix_sessions_go_their_own_ways(records: Records) -> None:
+    runner = SharingRunner(engine(), records)
     first, _ = _play(runner, *PREFIX)
     second, _ = _play(runner, *PREFIX)
     endings = {first: rate(0.01), second: rate(0.002)}
     for player, change in endings.items():
-        outcome = player.do(change, run(1))
-        _, alone = _play(engine(), *PREFIX, change, run(1))
-        assert value(outcome.training) == value(alone.training)
+        outcome = player.do(change, train(1))
+        _, alone = _play(engine(), *PREFIX, change, train(1))
+        assert value(outcome.tensors) == value(alone.tensors)
     assert (first.env.state.epochs_shared, second.env.state.epochs_shared) == (0, 2)
 
 
-def test_sessions_at_the_same_time_train_each_epoch_once() -> None:
-    counted = _Counting(engine())
-    runner = sharing(counted)
+def test_sessions_at_the_same_time_train_each_epoch_once(records: Records) -> None:
+    counted = _Counting()
+    runner = SharingRunner(counted, records)
     with ThreadPoolExecutor(4) as pool:
         played = list(pool.map(partial(_play, runner), *zip(*[PREFIX] * 4, strict=True)))
     assert counted.epochs == 2
-    assert len({value(outcome.training) for _, outcome in played}) == 1
+    assert len({value(outcome.tensors) for _, outcome in played}) == 1
     assert sum(player.env.state.epochs_shared for player, _ in played) == 6
 
 
 class _Counting:
-    def __init__(self, runner: InlineRunner) -> None:
-        self._runner, self.epochs = runner, 0
+    """The engine, and how many epochs it was asked for."""
 
-    def advance(self, *arguments: Any) -> TrainingState:
-        self.epochs += 1
-        return self._runner.advance(*arguments)
+    def __init__(self) -> None:
+        self.engine = engine().engine
+        self.test_accuracy = engine().test_accuracy
+        self.epochs = 0
 
-    def test_accuracy(self, state: TrainingState) -> float:
-        return self._runner.test_accuracy(state)
+    def train(
+        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+    ) -> Generator[Trained]:
+        for each in engine().train(run, plans, asker):
+            self.epochs += 1
+            yield each
 
-    def recall(self, key: str) -> TrainingState | None:
-        return None
+
+def _fails_once(executor: FakeExecutor, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        executor.trouble = lambda order, epoch: None
+        raise error
+
+    executor.trouble = fail
