@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
-_MB = 2**20
 
 
 def keep_freed() -> None:
