@@ -55,8 +55,8 @@ class Run:
         return len(self.history)
 
     def then(self, plan: EpochPlan) -> str:
-        """The key after one more epoch with `plan`: known before it is trained."""
-        return _next(self.key, plan)
+        """The key after one more epoch with `plan`."""
+        return next_key(self.key, plan)
 
     def after(self, record: EpochRecord) -> Run:
         """The run with one more epoch, of which this came."""
@@ -69,7 +69,7 @@ class Run:
         """Of the run after 0, 1, ... epochs; the last is its own."""
         keys = [_first(self.workload, self.seed, self.engine)]
         for record in self.history:
-            keys.append(_next(keys[-1], record.plan))
+            keys.append(next_key(keys[-1], record.plan))
         return keys
 
 
@@ -83,5 +83,6 @@ def _first(workload: Workload, seed: int, fingerprint: str) -> str:
     return hashlib.sha256(f"{workload}|{seed}|{fingerprint}".encode()).hexdigest()
 
 
-def _next(key: str, plan: EpochPlan) -> str:
+def next_key(key: str, plan: EpochPlan) -> str:
+    """The key after one more epoch with `plan`: known before it is trained."""
     return hashlib.sha256(f"{key}|{plan.model_dump_json()}".encode()).hexdigest()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ml_trainer_env.server.validation import ActionError
 
-PATIENCE = 0.1  # seconds between two looks at whether an asker who waits is still there
-GLANCES = 50  # such looks a second, of all who wait together: a crowd looks more seldom
+PATIENCE = 0.5  # seconds between two looks at whether an asker who waits is still there
+GLANCES = 100  # such looks a second, of all who wait together: a crowd looks more seldom
 
 
 class QueueFull(ActionError):

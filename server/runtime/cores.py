@@ -147,8 +147,8 @@ class Cores:
         """In words; the queue is through once each of it has had a turn."""
         seconds = math.ceil(self._core_seconds * len(self._queue) / self.total)
         return (
-            f"the server is busy: {len(self._queue)} trainings wait for a core; nothing was trained "
-            f"or charged; try again in about {max(1, seconds)} s"
+            f"the server is busy: {len(self._queue)} trainings wait for a core; nothing was "
+            f"trained or charged; try again in about {max(1, seconds)} s"
         )
 
 

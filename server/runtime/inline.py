@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 
 from ml_trainer_env.server import trainer
@@ -24,7 +24,7 @@ class Inline:
         return trainer.engine(self._precision)
 
     @contextmanager
-    def perform(self, order: Order, state: int | None) -> Iterator[_Answers]:
+    def perform(self, order: Order, state: int | None) -> Generator[_Answers]:
         computer = self._computer(order.state)
         try:
             stop = threading.Event()

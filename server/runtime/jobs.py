@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Computer:
 
     def perform(
         self, order: Order, file: int | None, stopped: Callable[[], bool]
-    ) -> Iterator[Told]:
+    ) -> Generator[Told]:
         """The answers, as they are made; `stopped()` lets the epoch in progress be the last one.
 
         `file` has the state to begin with. Raises nothing: what fails is the last answer.
@@ -44,7 +44,7 @@ class Computer:
 
     def _perform(
         self, order: Order, file: int | None, stopped: Callable[[], bool]
-    ) -> Iterator[Told]:
+    ) -> Generator[Told]:
         state = self._state(order, file)
         team = self._team(order.threads) if order.threads > 1 else SERIAL
         metrics, seconds, began = None, 0.0, time.monotonic()

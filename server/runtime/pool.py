@@ -17,10 +17,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter
 
 from ml_trainer_env.server.runs import Engine, Precision
 from ml_trainer_env.server.runtime.channel import Channel, Message
@@ -34,8 +38,35 @@ from ml_trainer_env.server.runtime.runner import (
 )
 from ml_trainer_env.server.runtime.worker import STOP
 
-WORKER = (sys.executable, "-P", "-m", "ml_trainer_env.server.runtime.worker")
+MODULE = "ml_trainer_env.server.runtime.worker"
+_ANSWERS = TypeAdapter(list[Answer])
 PATIENCE = 10.0  # seconds that a worker gets to end
+
+
+class Process(Protocol):
+    """A worker's process, as far as it matters here."""
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+    @property
+    def pid(self) -> int: ...
+
+
+Launch = Callable[[socket.socket, Precision], Process]  # with the worker's end of its socket
+
+
+def launch(end: socket.socket, precision: Precision) -> subprocess.Popen[bytes]:
+    """Start a process that trains."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", MODULE, str(end.fileno()), precision],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[end.fileno()],
+        start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +86,11 @@ class Pool:
         precision: Precision = "fp32",
         *,
         load: Callable[[str], LoadedData] | None = None,
-        command: Sequence[str] = WORKER,
+        launch: Launch = launch,
     ) -> None:
-        """`load` gives data sets instead of a worker; `command` starts another kind of worker."""
+        """`load` gives data sets instead of a worker; `launch` starts another kind of worker."""
         self._size = size
-        self._command = (*command, precision)
+        self._new = partial(_Worker, launch, precision)
         self._load = load or self._loaded_by_a_worker
         self._data: dict[str, LoadedData] = {}
         self._loading = threading.Lock()
@@ -84,7 +115,7 @@ class Pool:
         raise WorkerLost(f"{STARTS} workers ended before they could begin")
 
     @contextmanager
-    def perform(self, order: Order, state: int | None) -> Iterator[_Answers]:
+    def perform(self, order: Order, state: int | None) -> Generator[_Answers]:
         """Have a worker carry out `order`, by preference one that holds its state."""
         data = self._shared(order.workload.dataset)
         with self._worker(order.state) as worker:
@@ -94,11 +125,11 @@ class Pool:
     def prepare(self, datasets: Iterable[str] = ()) -> None:
         """Start all workers and load these data sets, so that nobody waits for it later."""
         with self._lock:
-            self._idle += [_Worker(self._command) for _ in range(self._missing)]
+            self._idle += [self._new() for _ in range(self._missing)]
         for name in datasets:
             self._shared(name)
 
-    def processes(self) -> list[subprocess.Popen[bytes]]:
+    def processes(self) -> list[Process]:
         """The workers, busy and idle."""
         with self._lock:
             return [worker.process for worker in (*self._busy, *self._idle)]
@@ -116,7 +147,7 @@ class Pool:
             self._data.clear()
 
     @contextmanager
-    def _worker(self, key: str | None) -> Iterator[_Worker]:
+    def _worker(self, key: str | None) -> Generator[_Worker]:
         """A worker to oneself. One that is left in the middle of an order is ended.
 
         One that is lost takes the idle ones that died with it along.
@@ -125,7 +156,7 @@ class Pool:
             if self._closed:
                 raise RuntimeError("the pool is closed")
             self._idle.sort(key=lambda idle: idle.holds == key)
-            worker = self._idle.pop() if self._idle else _Worker(self._command)
+            worker = self._idle.pop() if self._idle else self._new()
             self._busy.add(worker)
         try:
             yield worker
@@ -168,16 +199,10 @@ class Pool:
 class _Worker:
     """A process of `worker.py`, with this end of its socket."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, launch: Launch, precision: Precision) -> None:
         ours, theirs = socket.socketpair()
-        program, precision = command[:-1], command[-1]
         with theirs:
-            self.process = subprocess.Popen(
-                [*program, str(theirs.fileno()), precision],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
-            )
+            self.process = launch(theirs, precision)
         self.channel = Channel(ours)
         self.holds: str | None = None  # the key of the state that it has
         self.ready = True  # for the next order
@@ -254,15 +279,19 @@ class _Answers:
 
     def __init__(self, worker: _Worker) -> None:
         self._worker = worker
+        self._received: deque[Told] = deque()
 
     def __next__(self) -> Told:
         """Raises `ExecutorLost`."""
-        message = self._worker.receive()
-        answer = Answer.model_validate_json(message.text)
-        if answer.last:
-            self._worker.ready = True
-            self._worker.holds = answer.key
-        return Told(answer, message.files[0] if message.files else None)
+        if not self._received:
+            message = self._worker.receive()
+            answers = _ANSWERS.validate_json(message.text)
+            file = message.files[0] if message.files else None  # belongs to the last of them
+            self._received += [Told(answer, file if answer.last else None) for answer in answers]
+            if answers[-1].last:
+                self._worker.ready = True
+                self._worker.holds = answers[-1].key
+        return self._received.popleft()
 
     def stop(self) -> None:
         """Raises `ExecutorLost`."""

@@ -2,8 +2,8 @@
 
 One SQLite table; in a file it is shared by all servers and evaluations of a machine and outlives
 them, without one it is memory of this process. Guarantees:
-- `get` gives exactly the numbers that were put, bit for bit, or None. A file that is damaged, or not
-  ours, counts as absent: it is put aside and begun anew.
+- `get` gives exactly the numbers that were put, bit for bit, or None. A file that is damaged, or
+  not ours, counts as absent: it is put aside and begun anew.
 - Any thread and any number of processes may use it. Where it cannot be written, or somebody holds
   it for long, an epoch is not remembered, and nothing else happens.
 - At most about `most` epochs are kept; the oldest go first.

@@ -1,7 +1,7 @@
 """A training state in a file and back, bit for bit: safetensors, the rest as JSON in its header.
 
-No pickle: bytes from elsewhere can be wrong, but they cannot run code. What is damaged, cut short or
-not ours is `UnreadableState`, never another state.
+No pickle: bytes from elsewhere can be wrong, but they cannot run code. What is damaged, cut short
+or not ours is `UnreadableState`, never another state.
 """
 
 from __future__ import annotations

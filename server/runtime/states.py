@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".state"
 UNFINISHED = ".unfinished"
 WRITTEN = 600.0  # seconds within which a file is written, unless its process was killed
+LOOK_AROUND = 64  # states put between two looks at what other processes have put
 OPEN_SHARE = 4  # at most one in so many of the files that this process may have open is a state
 
 
@@ -72,8 +73,14 @@ class States:
         self._most = _most_open()
         self._lock = threading.Lock()
         self._used = 0
+        self._count = 0  # of states that were put
         self._files: OrderedDict[str, _File] = OrderedDict()  # the last used at the end
         if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"*{UNFINISHED}"):
+                with suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > WRITTEN:
+                        left.unlink()
             self._adopt(folder)
 
     @property
@@ -124,6 +131,9 @@ class States:
         `left` is the state that it was trained from: it is the first to go.
         """
         with self._lock:
+            self._count += 1
+            if self.folder and self._count % LOOK_AROUND == 0:
+                self._adopt(self.folder)
             if key in self._files and descriptor is not None:
                 os.close(descriptor)  # another has written the same
             else:
@@ -177,17 +187,15 @@ class States:
         return self.folder / f"{key}{SUFFIX}"
 
     def _adopt(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"*{UNFINISHED}"):
-            with suppress(FileNotFoundError):
-                if time.time() - left.stat().st_mtime > WRITTEN:
-                    left.unlink()
+        """Know what others have put there, too. Needs the lock."""
         found: list[tuple[float, str, int]] = []
         for file in folder.glob(f"*{SUFFIX}"):
             with suppress(FileNotFoundError):  # of another process, just now
                 about = file.stat()
                 found.append((about.st_mtime, file.stem, about.st_size))
         for _, key, size in sorted(found):
+            if key in self._files:
+                continue
             self._set(key, _File(size, None))
         self._make_room()
 

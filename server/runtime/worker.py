@@ -1,8 +1,8 @@
 """A process that trains, for the pool: `python -m ml_trainer_env.server.runtime.worker`.
 
-It takes an order at a time from its socket and answers it, epoch by epoch. When the process at the
-other end is gone, even by SIGKILL, it ends at once, in the middle of an epoch too, and while it
-still loads torch: what takes long to import is imported once it listens.
+It takes an order at a time from its socket and answers it while epochs are made. When the process
+at the other end is gone, even by SIGKILL, it ends at once, in the middle of an epoch too, and while
+it still loads torch: what takes long to import is imported once it listens.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from queue import SimpleQueue
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ml_trainer_env.server.runs import Precision
     from ml_trainer_env.server.runtime.jobs import Computer
 
+SPACING = 0.1  # seconds between two messages: a crowd of short epochs would keep the server busy
 STOP = b'{"stop": true}'  # the epoch in progress is to be the last one of its order
 
 
@@ -87,10 +88,15 @@ def _carry_out(message: Message, computer: Computer, inbox: Inbox, channel: Chan
             _adopt(content["order"]["workload"]["dataset"], content["data"], files.pop())
         order = Order.model_validate(content["order"])
         state = files[0] if files else None
+        told, waiting = time.monotonic(), list[str]()
         for answer, written in computer.perform(order, state, inbox.stopped):
-            _send(channel, answer.model_dump_json(exclude_defaults=True).encode(), written)
+            waiting.append(answer.model_dump_json(exclude_defaults=True))
+            if answer.last or time.monotonic() - told >= SPACING:
+                _send(channel, f"[{','.join(waiting)}]".encode(), written)
+                told, waiting = time.monotonic(), []
     except Exception:
-        _tell(channel, {"error": traceback.format_exc(), "last": True})
+        error = {"error": traceback.format_exc(), "last": True}
+        _tell(channel, error if "load" in content else [error])
     finally:
         for file in files:
             os.close(file)
@@ -117,7 +123,7 @@ def _adopt(name: str, places: list[Any], file: int) -> None:
         os.close(file)
 
 
-def _tell(channel: Channel, content: Mapping[str, Any]) -> None:
+def _tell(channel: Channel, content: object) -> None:
     _send(channel, json.dumps(content).encode(), None)
 
 
