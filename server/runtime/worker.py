@@ -95,7 +95,8 @@ def _carry_out(message: Message, computer: Computer, inbox: Inbox, channel: Chan
                 _send(channel, f"[{','.join(waiting)}]".encode(), written)
                 told, waiting = time.monotonic(), []
     except Exception:
-        _tell(channel, [{"error": traceback.format_exc(), "last": True}])
+        error = {"error": traceback.format_exc(), "last": True}
+        _tell(channel, error if "load" in content else [error])
     finally:
         for file in files:
             os.close(file)

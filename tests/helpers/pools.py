@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,11 @@ def over(
     pool: Pool, threads: int = 1, cores: int = 1, budget: int = 10**9, folder: Path | None = None
 ) -> SliceRunner:
     return SliceRunner(pool, Cores(threads, cores), States(budget, folder))
+
+
+def workers_of(pool: Pool) -> list[subprocess.Popen[bytes]]:
+    """Busy and idle."""
+    return [worker for worker in pool.processes() if isinstance(worker, subprocess.Popen)]
 
 
 def trained(runner: Runner, run: Run, plans: Sequence[EpochPlan]) -> Run:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 
 import pools
 import pytest
 from executors import ENGINE, PATIENCE, PLAN, plan
 from executors import begin as begin_run
 from live import eventually, is_running
-from pools import advanced, over, trained
+from pools import advanced, over, trained, workers_of
 from states import begin, small
 
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.runtime import pool as pool_module
-from ml_trainer_env.server.runtime.pool import Pool
+from ml_trainer_env.server.runtime.orders import Order
+from ml_trainer_env.server.runtime.pool import LoadedData, Pool
 from ml_trainer_env.server.runtime.runner import ATTEMPTS, STARTS, WorkerFailed, WorkerLost
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Unix sockets")
@@ -48,7 +49,7 @@ def test_a_busy_worker_that_is_killed_costs_its_slice(pool: Pool) -> None:
     start = begin("hard_cifar", 5)
     runner = over(pool)
     run = trained(runner, start.run, PLANS[:1])
-    (victim,) = pool.processes()
+    (victim,) = workers_of(pool)
     victim.send_signal(signal.SIGSTOP)  # so that it is killed while it has the order
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(trained, runner, run, PLANS[1:])
@@ -56,7 +57,7 @@ def test_a_busy_worker_that_is_killed_costs_its_slice(pool: Pool) -> None:
         victim.kill()
         assert asked.result(PATIENCE) == advanced(start, PLANS).run
     assert victim.returncode == -signal.SIGKILL
-    assert [worker.pid for worker in pool.processes()] != [victim.pid]
+    assert [worker.pid for worker in workers_of(pool)] != [victim.pid]
 
 
 def test_all_workers_are_killed_idle_and_busy() -> None:
@@ -65,20 +66,20 @@ def test_all_workers_are_killed_idle_and_busy() -> None:
     with closing(Pool(idle + 1, load=pools.load)) as pool:
         runner = over(pool)
         run = trained(runner, start.run, PLANS[:1])
-        (busy,) = pool.processes()
+        (busy,) = workers_of(pool)
         busy.send_signal(signal.SIGSTOP)  # so that it is killed while it has the order
         with ThreadPoolExecutor(1) as threads:
             asked = threads.submit(trained, runner, run, PLANS[1:])
             eventually(lambda: pool._busy, PATIENCE)
             pool.prepare()
-            victims = pool.processes()
+            victims = workers_of(pool)
             assert len(victims) == idle + 1
             for victim in (*(each for each in victims if each is not busy), busy):
                 victim.kill()
                 eventually(lambda pid=victim.pid: not is_running(pid), PATIENCE)
             assert asked.result(PATIENCE) == advanced(start, PLANS).run
         assert all(victim.returncode == -signal.SIGKILL for victim in victims)
-        assert len(pool.processes()) == 1
+        assert len(workers_of(pool)) == 1
 
 
 def test_a_worker_that_died_before_it_had_the_order_is_no_attempt(
@@ -89,7 +90,7 @@ def test_a_worker_that_died_before_it_had_the_order_is_no_attempt(
     start = begin("easy_mnist", 5)
     with closing(Pool(ATTEMPTS + 1, load=pools.load)) as pool:
         pool.prepare()
-        for worker in pool.processes():
+        for worker in workers_of(pool):
             worker.kill()
             eventually(lambda pid=worker.pid: not is_running(pid), PATIENCE)
         assert trained(over(pool), start.run, PLANS) == advanced(start, PLANS).run
@@ -98,12 +99,10 @@ def test_a_worker_that_died_before_it_had_the_order_is_no_attempt(
 # Workers of another kind ----------------------------------------------------------------------
 
 BEGINNING = f"""
-import os, socket, sys
+import socket, sys
 from ml_trainer_env.server.runtime.channel import Channel
 
-with open(sys.argv[1], "a") as log:
-    log.write(str(os.getpid()) + " ")
-channel = Channel(socket.socket(fileno=int(sys.argv[2])))
+channel = Channel(socket.socket(fileno=int(sys.argv[1])))
 hello = {json.dumps({"engine": asdict(ENGINE)})!r}
 """
 ENDS_AT_ONCE = BEGINNING
@@ -118,71 +117,73 @@ main(int(sys.argv[1]), sys.argv[2])
 FAILS_TO_START = f'{BEGINNING}\nchannel.send(b\'{{"error": "Traceback: no engine here"}}\')'
 
 
+class Launched:
+    """Pools of workers that run another program, and the workers that they started."""
+
+    def __init__(self) -> None:
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def pool(self, program: str, load: Callable[[str], LoadedData] | None = pools.load) -> Pool:
+        def launch(end: socket.socket, precision: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-P", "-c", program, str(end.fileno()), precision]
+            self.workers.append(subprocess.Popen(command, pass_fds=[end.fileno()]))
+            return self.workers[-1]
+
+        return Pool(1, load=load, launch=launch)
+
+    def count(self) -> int:
+        """How many were started; all of them have ended, and none is left to be waited for."""
+        assert all(worker.returncode is not None for worker in self.workers)
+        return len(self.workers)
+
+
 @pytest.fixture
-def started(tmp_path: Path) -> Callable[[], list[int]]:
-    """The workers that were started, by their ids."""
-    return lambda: [int(pid) for pid in (tmp_path / "log").read_text().split()]
+def launched() -> Launched:
+    return Launched()
 
 
-def of(program: str, log: Path, **options: object) -> Pool:
-    load = pools.load if options.get("data", True) else None
-    return Pool(1, load=load, command=[sys.executable, "-P", "-c", program, str(log / "log")])
-
-
-def test_an_epoch_that_kills_every_worker_is_given_up(
-    tmp_path: Path, started: Callable[[], list[int]]
-) -> None:
-    with closing(of(ENDS_AT_AN_ORDER, tmp_path)) as pool:
+def test_an_epoch_that_kills_every_worker_is_given_up(launched: Launched) -> None:
+    with closing(launched.pool(ENDS_AT_AN_ORDER)) as pool:
         assert pool.engine() == ENGINE
         for attempts in (ATTEMPTS, 2 * ATTEMPTS):
             with pytest.raises(WorkerLost, match=f"{ATTEMPTS} workers were killed"):
                 trained(over(pool), begin_run(), [PLAN])
-            assert len(started()) == attempts
-        assert not any(map(is_running, started()))
-        assert not pool.processes()
+            assert launched.count() == attempts
+        assert not workers_of(pool)
 
 
-def test_workers_that_never_start_are_given_up(
-    tmp_path: Path, started: Callable[[], list[int]]
-) -> None:
+def test_workers_that_never_start_are_given_up(launched: Launched) -> None:
     """Later, as one that was killed while it started says little about the epoch."""
-    with closing(of(ENDS_AT_ONCE, tmp_path)) as pool:
+    with closing(launched.pool(ENDS_AT_ONCE)) as pool:
         with pytest.raises(WorkerLost):
             trained(over(pool), begin_run(), [PLAN])
-        assert len(started()) == STARTS
+        assert launched.count() == STARTS
         with pytest.raises(WorkerLost):
             pool.engine()
-        assert len(started()) == 2 * STARTS
-        assert not any(map(is_running, started()))
-        assert not pool.processes()
+        assert launched.count() == 2 * STARTS
+        assert not workers_of(pool)
 
 
-def test_workers_that_end_while_they_load_data_are_given_up(
-    tmp_path: Path, started: Callable[[], list[int]]
-) -> None:
-    with closing(of(ENDS_AT_AN_ORDER, tmp_path, data=False)) as pool:
+def test_workers_that_end_while_they_load_data_are_given_up(launched: Launched) -> None:
+    with closing(launched.pool(ENDS_AT_AN_ORDER, load=None)) as pool:
         with pytest.raises(WorkerLost, match="while they loaded mnist"):
             pool.prepare(["mnist"])
-        assert len(started()) == STARTS
-        assert not any(map(is_running, started()))
+        assert launched.count() == STARTS
 
 
-def test_a_worker_that_cannot_start_says_why(
-    tmp_path: Path, started: Callable[[], list[int]]
-) -> None:
-    with closing(of(FAILS_TO_START, tmp_path)) as pool:
+def test_a_worker_that_cannot_start_says_why(launched: Launched) -> None:
+    with closing(launched.pool(FAILS_TO_START)) as pool:
         for ask in (pool.engine, lambda: trained(over(pool), begin_run(), [PLAN])):
             with pytest.raises(WorkerFailed, match="no engine here"):
                 ask()
-        assert len(started()) == 2
-        assert not any(map(is_running, started()))
+        assert launched.count() == 2
 
 
-def test_an_engine_that_cannot_be_had_is_told_with_its_traceback() -> None:
-    with closing(Pool(1, command=[sys.executable, "-P", "-c", WITHOUT_TORCH])) as pool:
+def test_an_engine_that_cannot_be_had_is_told_with_its_traceback(launched: Launched) -> None:
+    with closing(launched.pool(WITHOUT_TORCH)) as pool:
         with pytest.raises(WorkerFailed, match=r"Traceback(.*\n)*.*torch"):
             pool.engine()
-        assert not pool.processes()
+        assert launched.count() == 1
 
 
 # Nobody is left behind ------------------------------------------------------------------------
@@ -191,18 +192,14 @@ def test_an_engine_that_cannot_be_had_is_told_with_its_traceback() -> None:
 def test_whoever_leaves_in_the_middle_of_an_order_costs_the_worker(pool: Pool) -> None:
     """It is in the middle of an epoch that nobody wants."""
     start = begin("easy_mnist", 0)
-    run = trained(over(pool), start.run, PLANS[:1])
-    (before,) = pool.processes()
-    with pytest.raises(KeyboardInterrupt):
-        _interrupted(pool, run)
+    order = Order(
+        workload=start.run.workload, seed=0, precision="fp32", state=None, plans=tuple(PLANS)
+    )
+    with pool.perform(order, None):
+        (before,) = workers_of(pool)
     assert before.returncode is not None
+    assert not workers_of(pool)
     assert trained(over(pool), start.run, PLANS) == advanced(start, PLANS).run
-
-
-def _interrupted(pool: Pool, run: object) -> None:
-    epochs = over(pool).train(run, [PLAN] * 20)  # pyright: ignore[reportArgumentType]
-    next(epochs)
-    epochs.throw(KeyboardInterrupt())
 
 
 def test_closing_a_request_keeps_the_worker(pool: Pool) -> None:
@@ -210,16 +207,16 @@ def test_closing_a_request_keeps_the_worker(pool: Pool) -> None:
     runner = over(pool)
     with closing(runner.train(start.run, PLANS)) as epochs:
         first = next(epochs)
-    (worker,) = pool.processes()
+    (worker,) = workers_of(pool)
     assert first.record == advanced(start, PLANS[:1]).run.history[0]
     assert trained(runner, start.run, PLANS) == advanced(start, PLANS).run
-    assert pool.processes() == [worker]
+    assert workers_of(pool) == [worker]
 
 
 def test_closing_ends_the_workers(pool: Pool) -> None:
     start = begin("easy_mnist", 0)
     trained(over(pool), start.run, [PLAN])
-    (worker,) = pool.processes()
+    (worker,) = workers_of(pool)
     pool.close()
     assert worker.returncode == 0
     for _ in range(2):
@@ -232,7 +229,7 @@ def test_a_worker_that_is_busy_when_the_pool_closes_ends_afterwards(pool: Pool) 
     start = begin("easy_mnist", 0)
     runner = over(pool)
     pool.engine()
-    (worker,) = pool.processes()
+    (worker,) = workers_of(pool)
     worker.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(trained, runner, start.run, [PLAN])

@@ -173,8 +173,11 @@ def test_what_is_visible_allowed_and_asked_for_bound_each_other(
 def test_whoever_trains_keeps_to_it() -> None:
     code = """
 from ml_trainer_env.server.session import process
-print(process.pool()._cores.total, process.inline_runner()._cores.total)
+pool = process.pool()
+pool.prepare()
+runners = process.server_runner(), process.inline_runner()
+print(len(pool.processes()), *(runner.cores.total for runner in runners))
 """
     variables = {"ML_TRAINER_CORES": "1", "ML_TRAINER_SHARING": "off"}
     told = subprocess.check_output([sys.executable, "-c", code], env=os.environ | variables)
-    assert told.split() == [b"1", b"1"]
+    assert told.split() == [b"1", b"1", b"1"]

@@ -16,7 +16,7 @@ from executors import PLAN, after, begin
 
 from ml_trainer_env.server.runtime import states as places
 from ml_trainer_env.server.runtime.nameless import nameless_file
-from ml_trainer_env.server.runtime.states import SUFFIX, UNFINISHED, WRITTEN, States
+from ml_trainer_env.server.runtime.states import LOOK_AROUND, SUFFIX, UNFINISHED, WRITTEN, States
 
 SIZE = 100  # bytes of a state
 ROOMY = 10**9
@@ -289,6 +289,18 @@ def test_what_another_process_wrote_counts_when_it_is_used(tmp_path: Path) -> No
     assert read(states, "c") == "c"
     assert states.used == 2 * SIZE
     assert kept(states, "abc") == "bc"
+
+
+def test_what_others_put_is_looked_for_now_and_then(tmp_path: Path) -> None:
+    """So that two who use other states do not fill the folder twice."""
+    states, other = States(5 * SIZE, tmp_path), States(5 * SIZE, tmp_path)
+    for number in range(3 * LOOK_AROUND):
+        put(states, f"ours {number}")
+        put(other, f"theirs {number}")
+        assert sum(1 for _ in tmp_path.iterdir()) <= 10 + LOOK_AROUND
+    for number in range(LOOK_AROUND):
+        put(states, f"later {number}")
+    assert sum(1 for _ in tmp_path.iterdir()) == 5
 
 
 def test_files_may_be_removed_under_our_feet(tmp_path: Path) -> None:
