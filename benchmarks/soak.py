@@ -75,7 +75,7 @@ class Script(NamedTuple):
 
 
 def scripts(tasks: Sequence[TaskId] = TASK_IDS) -> list[Script]:
-    of = [tasks[number % len(tasks)] for number in range(SCRIPTS)]
+    of: list[TaskId] = [tasks[number % len(tasks)] for number in range(SCRIPTS)]
     return [Script(task, k, 0.001 * (1 + k % 4)) for k, task in enumerate(of)]
 
 
