@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
+_PAGE = "openenv.core.env_server.web_interface"
 REMEMBERED = 1024  # megabytes of training states
 PROXY = "http://host:port"
 _USUAL_PROXY = re.compile(r"(?:https?://)?[a-z0-9.-]+(?::[0-9]{1,5})?/?", re.IGNORECASE)
@@ -23,7 +26,7 @@ _OF_CLIENTS = re.compile(
 
 
 def provide() -> None:
-    """A home for who has none, and no `.env` for FastMCP where it could not read it.
+    """A home for who has none, no `.env` for FastMCP where it could not read it, a quick OpenEnv.
 
     Where nothing is missing it changes nothing.
     """
@@ -35,6 +38,21 @@ def provide() -> None:
         os.environ["HOME"] = str(temporary_folder())
     if not _is_readable(Path(".env")):
         os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
+    if _PAGE.rpartition(".")[0] not in sys.modules:
+        sys.meta_path.insert(0, _PageLater())
+
+
+class _PageLater(MetaPathFinder):
+    """Lets OpenEnv be imported without its page, once, which OpenEnv allows for.
+
+    The page brings Gradio, whose import takes longer than all the rest; where the page is enabled
+    OpenEnv asks for it again.
+    """
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == _PAGE:
+            sys.meta_path.remove(self)
+            raise ModuleNotFoundError("the page is imported where it is enabled", name=fullname)
 
 
 @cache

@@ -66,7 +66,6 @@ def machine(workers: int, epoch_seconds: float) -> Iterator[str]:
     """The server of a machine with that many cores; its URL."""
     variables = {
         "ML_TRAINER_MAX_SESSIONS": str(2 * SESSIONS),
-        "ML_TRAINER_MAX_WAITING": str(2 * SESSIONS),
         "FARM_WORKERS": str(workers),
         "FARM_EPOCH_SECONDS": str(epoch_seconds),
     }

@@ -48,6 +48,10 @@ class Waiting:
     """One of the workers, as the pool sees a process."""
 
     pid = 0
+    returncode: int | None = None
+
+    def send_signal(self, sig: int) -> None:
+        pass
 
     def poll(self) -> int | None:
         return None
@@ -82,7 +86,7 @@ def runner() -> Runner:
         nothing = LoadedData(os.dup(file.fileno()), [])
     pool = Pool(count, load=lambda name: nothing, launch=launch)
     pool.prepare()
-    slices = SliceRunner(pool, Cores(1, count, chosen.max_waiting), States(2**30))
+    slices = SliceRunner(pool, Cores(1, count, chosen.max_sessions), States(2**30))
     return SharingRunner(slices, Records())
 
 

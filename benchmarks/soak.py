@@ -34,7 +34,10 @@ from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import local_server
 from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.runtime.runner import InlineRunner
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.inline import Inline
+from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
+from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.terminal import stdout
 
 LOG = Path("outputs") / "logs" / "soak-server.log"
@@ -48,6 +51,7 @@ SETTLE = 30.0  # seconds that the server gets to notice the last ones
 FLAT = 1.05  # memory of the last third over that of the middle one
 EPOCHS: dict[TaskId, int] = {"easy_mnist": 6, "medium_fashion": 2, "hard_cifar": 1}
 SCRIPTS = 24
+BUDGET = 100 * 2**20  # bytes of states, of the episodes alone
 
 
 class Script(NamedTuple):
@@ -70,14 +74,14 @@ class Script(NamedTuple):
         ]
 
 
-def scripts() -> list[Script]:
-    tasks: list[TaskId] = [TASK_IDS[number % len(TASK_IDS)] for number in range(SCRIPTS)]
-    return [Script(task, k, 0.001 * (1 + k % 4)) for k, task in enumerate(tasks)]
+def scripts(tasks: Sequence[TaskId] = TASK_IDS) -> list[Script]:
+    of: list[TaskId] = [tasks[number % len(tasks)] for number in range(SCRIPTS)]
+    return [Script(task, k, 0.001 * (1 + k % 4)) for k, task in enumerate(of)]
 
 
-def alone(script: Script) -> float:
-    """The score of the episode, played by itself in this process."""
-    crowd = Crowd(InlineRunner(threads=1), script.task_id, [script.seed])
+def alone(script: Script, runner: Runner) -> float:
+    """The score of the episode, played by itself."""
+    crowd = Crowd(runner, script.task_id, [script.seed])
     crowd.play([script.moves])
     (score,) = crowd.scores
     crowd.close()
@@ -159,10 +163,11 @@ class Soak:
                 self.killed += 1
             before = workers
 
-    async def run(self, sessions: int, seconds: float, kill_every: float) -> None:
+    async def run(
+        self, plan: Sequence[Script], sessions: int, seconds: float, kill_every: float
+    ) -> None:
         until = time.monotonic() + seconds
         killer = asyncio.create_task(self.killer(kill_every))
-        plan = scripts()
         await asyncio.gather(*(self.client(plan, until) for _ in range(sessions)))
         killer.cancel()
 
@@ -214,26 +219,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make soak", description="Many clients and accidents.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--sessions", type=int, default=64)
+    parser.add_argument("--places", type=int, help="of the server; left out: as many as sessions")
+    parser.add_argument("--tasks", nargs="+", choices=TASK_IDS, default=list(TASK_IDS))
     parser.add_argument("--kill-every", type=float, default=KILL_EVERY, help="seconds")
     parser.add_argument("--sharing", choices=("on", "off"), default="off", help="of epochs")
     options = parser.parse_args(argv)
     if options.minutes < SHORTEST:
         parser.error(f"--minutes: must be at least {SHORTEST:g}; got {options.minutes:g}")
-    console = stdout()
+    console, plan, places = stdout(), scripts(options.tasks), options.places or options.sessions
     os.environ |= {
-        "ML_TRAINER_MAX_SESSIONS": str(options.sessions),
+        "ML_TRAINER_MAX_SESSIONS": str(places),
         "ML_TRAINER_SHARING": options.sharing,
         "ML_TRAINER_VERIFY_SHARED": "0.1",
     }
     trainer.configure_process()
+    runner = SliceRunner(Inline(), Cores(threads=1), States(BUDGET))
     with console.status("the episodes alone"):
-        expected = {script: alone(script) for script in scripts()}
+        expected = {script: alone(script, runner) for script in plan}
+    runner.states.close()
     with local_server(LOG) as url, console.status(f"{options.sessions} clients, see {LOG}"):
         soak = Soak(url, random.Random(0))
         with watching(url) as seen:
-            asyncio.run(soak.run(options.sessions, 60 * options.minutes, options.kill_every))
+            seconds = 60 * options.minutes
+            asyncio.run(soak.run(plan, options.sessions, seconds, options.kill_every))
         # A client that has just vanished has a place until the server has noticed.
-        taken = places_taken(url, options.sessions)
+        taken = places_taken(url, places)
     found = judge(soak, seen, taken, expected)
     print(json.dumps(found))
     return 0 if found["passed"] else 1

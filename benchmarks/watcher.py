@@ -25,7 +25,7 @@ class Watcher:
     def __init__(self) -> None:
         self.health: list[tuple[float, float]] = []  # seconds since the start, seconds it took
         self.late: list[float] = []  # seconds that it woke up too late itself: the machine's part
-        self.memory: list[float] = []  # MB of server and workers
+        self.memory: list[float] = []  # MB of server and workers, and of files in memory
 
 
 @contextmanager
@@ -69,7 +69,8 @@ def _watch(url: str, end: Connection) -> None:
                 if since >= next_memory:
                     next_memory += MEMORY_EVERY
                     server = server_of(url)
-                    memory.append(sum(map(megabytes, [server, *children(server)])))
+                    processes = sum(map(megabytes, [server, *children(server)]))
+                    memory.append(processes + nameless_megabytes(server))
                 asleep = time.monotonic()
             end.recv()
             end.send((health, late, memory))
@@ -92,6 +93,17 @@ def children(pid: int) -> list[int]:
         with suppress(OSError):
             text += file.read_text(encoding="utf-8")
     return [int(child) for child in text.split()]
+
+
+def nameless_megabytes(pid: int) -> float:
+    """Of the files in memory that the process has open: states, and data sets."""
+    files: dict[int, int] = {}
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):
+            if str(link.readlink()).startswith("/memfd:ml-trainer"):
+                about = link.stat()
+                files[about.st_ino] = about.st_blocks * 512
+    return sum(files.values()) / 2**20
 
 
 def processor_seconds(pid: int) -> float:

@@ -6,7 +6,7 @@ name of its variable, and so is a folder that cannot be written.
 | variable | default | meaning |
 |---|---|---|
 | ML_TRAINER_MAX_SESSIONS | 64 | sessions open at once; one more is refused at once |
-| ML_TRAINER_MAX_WAITING | 256 | epochs that wait for a core; one more training is refused |
+| ML_TRAINER_MAX_WAITING | | trainings that wait for a core; unset: 256, or as many as sessions |
 | ML_TRAINER_SESSION_MB | 64 | megabytes of training state in a session; a larger task is refused |
 | ML_TRAINER_SESSION_TIMEOUT | 3600 | seconds of silence until a session is closed; 0: never |
 | ML_TRAINER_THREADS | 2 | threads that may compute the shards of one step, at most the free cores |
@@ -53,7 +53,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     max_sessions: Annotated[int, Field(ge=1, le=4096)] = 64
-    max_waiting: Annotated[int, Field(ge=0)] = 256
+    max_waiting: Annotated[int | None, Field(ge=0)] = None
     session_mb: Annotated[int, Field(ge=1)] = 64
     session_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0  # seconds; 0: none
     threads: Annotated[int, Field(ge=1, le=64)] = 2

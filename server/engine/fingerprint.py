@@ -79,7 +79,7 @@ def measured(precision: Precision) -> str:
     with modes.of_the_engine(), modes.of_a_computation(precision):
         for name, (channels, side) in SIDES.items():
             for tensor in _step(NETWORKS[name], channels, side):
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -42,7 +42,8 @@ class Channel:
         if files:
             sent = socket.send_fds(self._end, [content], files)
             content = content[sent:]
-        self._end.sendall(content)
+        if content:
+            self._end.sendall(content)
 
     def receive(self) -> Message:
         """Block until a message is there. Raises `EOFError`."""

@@ -44,16 +44,18 @@ PATIENCE = 10.0  # seconds that a worker gets to end
 
 
 class Process(Protocol):
-    """A worker's process, as far as it matters here."""
+    """A worker's process, as `subprocess.Popen` has it."""
+
+    returncode: int | None
+    pid: int
 
     def poll(self) -> int | None: ...
 
     def wait(self, timeout: float | None = None) -> int: ...
 
-    def kill(self) -> None: ...
+    def send_signal(self, sig: int) -> None: ...
 
-    @property
-    def pid(self) -> int: ...
+    def kill(self) -> None: ...
 
 
 Launch = Callable[[socket.socket, Precision], Process]  # with the worker's end of its socket

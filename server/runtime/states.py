@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".state"
 UNFINISHED = ".unfinished"
-WRITTEN = 600.0  # seconds within which a file is written, unless its process was killed
 LOOK_AROUND = 64  # states put between two looks at what other processes have put
+WRITTEN = 600.0  # seconds within which a file is written, unless its process was killed
 OPEN_SHARE = 4  # at most one in so many of the files that this process may have open is a state
 
 

@@ -15,10 +15,16 @@ from typing import Any, TypeVar
 from ml_trainer_env.server import runs, settings
 from ml_trainer_env.server.ending import Ending
 from ml_trainer_env.server.runs import Engine, Run, Workload
-from ml_trainer_env.server.runtime.cores import Cores, available
+from ml_trainer_env.server.runtime.cores import MAX_WAITING, Cores, available
 from ml_trainer_env.server.runtime.pool import Pool
 from ml_trainer_env.server.runtime.records import NAME, Records
-from ml_trainer_env.server.runtime.runner import Executor, Runner, SliceRunner
+from ml_trainer_env.server.runtime.runner import (
+    Executor,
+    Runner,
+    SliceRunner,
+    WorkerFailed,
+    WorkerLost,
+)
 from ml_trainer_env.server.runtime.sharing import SharingRunner
 from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.session.places import Places
@@ -63,11 +69,18 @@ def runner_on(executor: Executor, chosen: Settings) -> Runner:
     states = States(
         (chosen.state_mb if folder else chosen.snapshot_mb) * _MB, folder and folder / "states"
     )
-    cores = Cores(chosen.threads, available(chosen.cores), chosen.max_waiting)
+    cores = Cores(chosen.threads, available(chosen.cores), _most_waiting(chosen))
     runner = SliceRunner(executor, cores, states)
     if not chosen.sharing:
         return runner
     return SharingRunner(runner, Records(folder and folder / NAME), chosen.verify_shared)
+
+
+def _most_waiting(chosen: Settings) -> int:
+    """Unless it is set, no session that has a place is turned away."""
+    if chosen.max_waiting is None:
+        return max(MAX_WAITING, chosen.max_sessions)
+    return chosen.max_waiting
 
 
 @_once
@@ -112,6 +125,7 @@ def load() -> None:
 
     trainer.configure_process()
     trainer.engine_fingerprint()  # a first step: torch loads some of itself only then
+    inline_runner()
 
 
 def prepare(*, workers: bool) -> None:
@@ -130,7 +144,7 @@ def prepare(*, workers: bool) -> None:
             pool().prepare(datasets.NAMES)
     except Ending:
         return
-    except (ValueError, datasets.DatasetUnavailable) as error:
+    except (ValueError, WorkerFailed, WorkerLost, datasets.DatasetUnavailable) as error:
         log.error("%s", error)  # whoever trains is told that it failed
     else:
         log.info("ready: data are loaded, and whoever trains")

@@ -7,7 +7,7 @@ resumed in its place. Guarantees:
 - Two open episodes never have the same id, and only the session that holds an episode changes
   what is saved of it.
 - An episode is saved after every finished action, never in the middle of one; what an interrupted
-  action had trained lies in the snapshots and is not trained again.
+  action had trained is remembered as any epoch is, and not trained again.
 
 With a folder, an episode stays in it when its session is closed or the server is killed, until it
 is graded or its session begins another. The weights are not in it: whoever trains on has them, or

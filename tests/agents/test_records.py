@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from real import engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,8 +24,7 @@ from ml_trainer_env.server.runtime.runner import Runner
 
 
 def sessions(runner: Runner | FakeRunner) -> Callable[[], LocalSession]:
-    fake = begin if isinstance(runner, FakeRunner) else None
-    return lambda: LocalSession(MLTrainerEnvironment(runner, fake))
+    return lambda: LocalSession(MLTrainerEnvironment(runner))
 
 
 def recorded(

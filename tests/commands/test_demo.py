@@ -206,6 +206,7 @@ def test_a_server_that_does_not_start_is_a_failure(
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(600)
 def test_the_whole_demo(tmp_path: Path) -> None:
     done = subprocess.run([*CLI, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=500)

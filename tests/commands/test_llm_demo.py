@@ -34,6 +34,7 @@ def test_without_the_extra_it_says_what_to_do(
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not installed(), reason="needs the extra `llm`")
 def test_a_real_model_plays_an_episode(

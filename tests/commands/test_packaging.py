@@ -113,6 +113,18 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     }
     assert not strays
     assert modules | data <= content
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+
+
+def test_a_fresh_clone_has_the_folders_for_outputs_and_nothing_in_them(tmp_path: Path) -> None:
+    outputs = copy_checkout(tmp_path / "clone") / "outputs"
+    files = {path.relative_to(outputs).as_posix() for path in outputs.rglob("*") if path.is_file()}
+    assert files == {"evals/.gitkeep", "logs/.gitkeep"}
+    left_behind = ["outputs/bench.json", "outputs/evals/night/a.jsonl", "outputs/logs/server.log"]
+    kept = [f"outputs/{file}" for file in files]
+    command = ["git", "check-ignore", "--no-index", *left_behind, *kept]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert ignored.splitlines() == left_behind
 
 
 @pytest.mark.parametrize("module", ["ml_trainer_env", "ml_trainer_env.client"])

@@ -97,6 +97,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.network
 @pytest.mark.timeout(1200)
 def test_image_steps_end_in_a_healthy_server(tmp_path: Path) -> None:
@@ -122,6 +123,7 @@ def test_image_steps_end_in_a_healthy_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.network
 @pytest.mark.timeout(900)
 def test_uv_sync_installs_a_cpu_build(tmp_path: Path) -> None:

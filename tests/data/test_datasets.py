@@ -144,7 +144,7 @@ def test_load_prepares_once_and_then_reads_the_cache(cache, monkeypatch):
     assert sources.fetched == 1
     images, labels = cut_by_hand(make_raw())["train"]
     np.testing.assert_array_equal(again.train.images, images)
-    np.testing.assert_array_equal(again.train.labels.numpy(), labels)
+    np.testing.assert_array_equal(again.train.labels, labels)
 
 
 def truncate(path: Path) -> None:

@@ -1,7 +1,8 @@
 """The desk in a real browser: Debian's chromium, driven by Playwright.
 
-Run with `make test ARGS='-m browser'`. Trainings are scripted and held by a gate where a moment in
-between is looked at, and real in the episode that is played to its grade.
+Run with `make test ARGS='-m browser'`, and by `.ci/run`, which installs it where it may; without it
+they fail. Trainings are scripted, held by a gate where a moment in between is looked at, and real
+in the episode that is played to its grade.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),  # in Gradio's statistics
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
 ]
 
 
@@ -76,6 +76,7 @@ def url(page_of: Callable[..., str], runner: FakeRunner) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    assert CHROMIUM, "needs chromium: apt-get install chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser

@@ -44,6 +44,7 @@ def test_good_naive_random_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task_id", ["medium_fashion", "hard_cifar"])
 def test_good_naive_random_nothing_on_the_larger_tasks(task_id: TaskId) -> None:

@@ -18,14 +18,20 @@ LEFTOVERS = (
     "__pycache__",
     "build",
     "dist",
-    "outputs",
     "uv.lock",
 )
+KEPT = {"evals", "logs", ".gitkeep"}  # of outputs/, whose other contents runs leave behind
 
 
 def copy_checkout(target: Path) -> Path:
     """Copy the repository to `target`, without what a fresh clone would not have."""
-    return Path(shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*LEFTOVERS)))
+    return Path(shutil.copytree(ROOT, target, ignore=_ignored))
+
+
+def _ignored(folder: str, names: list[str]) -> set[str]:
+    left_behind = shutil.ignore_patterns(*LEFTOVERS)(folder, names)
+    is_output = Path(folder).is_relative_to(ROOT / "outputs")
+    return left_behind | (set(names) - KEPT if is_output else set())
 
 
 def pyproject() -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import torch
 from openenv.core.env_server.mcp_types import CallToolAction
 
 from ml_trainer_env.agents.moves import Move
@@ -20,7 +23,7 @@ from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.trainer import TrainingState
 from ml_trainer_env.wire import StatusObservation, ToolObservation
 
-ROOMY = 10**9  # bytes
+ROOMY = 2 * 10**8  # bytes
 STATUS = Move("get_training_status", {})
 
 
@@ -36,10 +39,14 @@ def engine() -> SliceRunner:
 
 
 def inline(
-    threads: int = 1, cores: int | None = None, max_waiting: int = 256, budget: int = ROOMY
+    threads: int = 1,
+    cores: int | None = None,
+    max_waiting: int = 256,
+    budget: int = ROOMY,
+    folder: Path | None = None,
 ) -> SliceRunner:
     """The engine in this process, with states of its own."""
-    return SliceRunner(Inline(), Cores(threads, cores, max_waiting), States(budget))
+    return SliceRunner(Inline(), Cores(threads, cores, max_waiting), States(budget, folder))
 
 
 def tensors_of(run: Run, runner: SliceRunner) -> TrainingState:
@@ -48,6 +55,24 @@ def tensors_of(run: Run, runner: SliceRunner) -> TrainingState:
         assert nearest.key == run.key, "the state is not at hand"
         assert nearest.descriptor is not None
         return state_files.read(nearest.descriptor, run.key)
+
+
+def same_bits(one: TrainingState, other: TrainingState) -> bool:
+    """Whether two trainings are the same value: key, history and every number in them.
+
+    They must be of two runners: one keeps a single state for each key.
+    """
+
+    def tensors(state: TrainingState) -> Iterable[torch.Tensor]:
+        for checkpoint in (state.current, state.best_checkpoint):
+            yield from (checkpoint.weights, checkpoint.statistics)
+        yield from state.moments
+
+    return (
+        (one.run, one.optimizer, one.steps) == (other.run, other.optimizer, other.steps)
+        and len(one.moments) == len(other.moments)
+        and all(map(torch.equal, tensors(one), tensors(other)))
+    )
 
 
 @dataclass(frozen=True, slots=True)
