@@ -235,7 +235,7 @@ class _Worker:
         return LoadedData(message.files[0], places)
 
     def begin(self, order: Order, state: int | None, data: LoadedData) -> None:
-        """Give it an order. Raises `ExecutorLost`."""
+        """Give it an order. Raises `NeverStarted` where it is gone already, and `WorkerFailed`."""
         self.engine()
         name = order.workload.dataset
         files = [] if state is None or self.holds == order.state else [state]
@@ -245,7 +245,10 @@ class _Worker:
             files.append(data.file)
             self._has.add(name)
         text = f'{{"order": {order.model_dump_json()}, "data": {places}}}'
-        self._send(text.encode(), files)
+        try:
+            self._send(text.encode(), files)
+        except ExecutorLost:
+            raise NeverStarted from None
         self.ready = False
 
     def receive(self) -> Message:

@@ -90,6 +90,8 @@ def test_a_worker_that_died_before_it_had_the_order_is_no_attempt(
     start = begin("easy_mnist", 5)
     with closing(Pool(ATTEMPTS + 1, load=pools.load)) as pool:
         pool.prepare()
+        for idle in pool._idle:
+            idle.engine()  # it has started
         for worker in workers_of(pool):
             worker.kill()
             eventually(lambda pid=worker.pid: not is_running(pid), PATIENCE)

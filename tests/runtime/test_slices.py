@@ -27,7 +27,7 @@ from live import eventually
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker
-from ml_trainer_env.server.runtime.cores import SLICE, Cores
+from ml_trainer_env.server.runtime.cores import SLICE, Cores, Turn
 from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.runner import (
     ATTEMPTS,
@@ -245,15 +245,15 @@ def test_without_room_for_states_it_still_comes_to_its_end(budget: int, seconds:
     assert runner.states.used <= budget
 
 
-def test_without_room_a_crowd_comes_to_its_end() -> None:
+def test_without_room_it_comes_to_its_end_in_a_crowd(
+    executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Slices that only train again do not end before they have reached something new."""
-    runner = SliceRunner(FakeExecutor(Clock(), SLICE), Cores(2, 2), States(0))
-
-    def train(seed: int) -> list[object]:
-        return [t.record for t in runner.train(begin(seed), PLANS, Asker(who=seed))]
-
-    with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(train, range(6))) == [told(begin(seed), PLANS) for seed in range(6)]
+    monkeypatch.setattr(Turn, "over", lambda _: True)  # others always wait
+    runner = runner_of(executor, budget=0)
+    assert [t.record for t in trained(runner, PLANS)] == told(begin(), PLANS)
+    run = after(begin(), PLANS)
+    assert runner.test_accuracy(run) == grade(run.key)
 
 
 @pytest.mark.parametrize("wrong", [1, 2, 3])
