@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions soak calibrate lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine soak calibrate lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,9 @@ bench: data ## speed against the usual way of training; last line is JSON
 
 bench-sessions: data ## many sessions at once: throughput, sharing, forks; last line is JSON
 	@$(PY) benchmarks/sessions.py $(ARGS)
+
+bench-machine: data ## what one server feeds: a simulated machine of many cores; last line is JSON
+	@$(PY) benchmarks/farm.py $(ARGS)
 
 soak: data ## ten minutes of many clients, killed workers and vanishing clients
 	@$(PY) benchmarks/soak.py $(ARGS)

@@ -19,7 +19,7 @@ from rich.text import Text
 from ml_trainer_env import terminal
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.models import TASK_IDS, TaskId
-from ml_trainer_env.surroundings import require_http_client
+from ml_trainer_env.surroundings import remember_states, require_http_client
 from ml_trainer_env.variables import one_line, option, secret, server_url, settings_explained
 
 if TYPE_CHECKING:  # importing it for real would load OpenEnv, and `--help` is to be quick
@@ -143,6 +143,14 @@ def status() -> None:
     _run_module("ml_trainer_env.server.datasets", "--status")
 
 
+@app.command(epilog="Example: `ml-trainer state --clear`")
+def state(
+    clear: Annotated[bool, typer.Option("--clear", help="Forget all of it.")] = False,
+) -> None:
+    """Show what earlier evaluations have left to be trained on, or clear it."""
+    _run_module("ml_trainer_env.server.session.state_folder", *(["--clear"] if clear else []))
+
+
 @app.command(
     epilog="Example: `ml-trainer evaluate --agents naive,expert --tasks easy_mnist --seeds 5`"
 )
@@ -155,6 +163,9 @@ def evaluate(
     url: Url = None,
     in_process: InProcess = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Stream the curves there.")] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Train what earlier evaluations trained, too.")
+    ] = False,
 ) -> None:
     """Play agents x tasks x seeds, each on record, and report. Goes on where it was interrupted."""
     require_http_client()  # before OpenEnv is imported
@@ -162,6 +173,8 @@ def evaluate(
     from ml_trainer_env.evals import evaluate as evaluation
     from ml_trainer_env.evals.progress import Progress
 
+    if not anew:
+        remember_states()
     console = terminal.stdout()
     try:
         players = evaluation.contenders(_listed(agents, list(AGENTS), "agent"), _tasks(tasks))
@@ -213,6 +226,7 @@ def replay(
     good = len(kept) == len(records)
     if not kept:
         raise typer.Exit(1)
+    os.environ["ML_TRAINER_SHARING"] = "off"  # what is compared is trained
     with _sessions(url, in_process) as connect:
         for path, record in kept:
             differences = verify(record, connect)

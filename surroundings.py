@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+REMEMBERED = 1024  # megabytes of training states
 PROXY = "http://host:port"
 _USUAL_PROXY = re.compile(r"(?:https?://)?[a-z0-9.-]+(?::[0-9]{1,5})?/?", re.IGNORECASE)
 _USUAL_HOSTS = re.compile(r"[\w.*/, -]*")
@@ -51,6 +52,21 @@ def temporary_folder() -> Path:
         return folder if owned else Path(tempfile.mkdtemp(prefix="ml-trainer-"))
     except OSError:
         return Path(os.sep)
+
+
+def state_folder() -> Path:
+    """Where evaluations of this user remember what they trained, unless they are told otherwise."""
+    import platformdirs
+
+    usual = platformdirs.user_cache_path("ml-trainer", appauthor=False)
+    return (usual if is_writable(usual) else temporary_folder()) / "state"
+
+
+def remember_states() -> None:
+    """Let servers and sessions of this process remember, where no variable says otherwise."""
+    if not os.environ.get("ML_TRAINER_STATE_DIR"):
+        os.environ["ML_TRAINER_STATE_DIR"] = str(state_folder())
+        os.environ.setdefault("ML_TRAINER_STATE_MB", str(REMEMBERED))
 
 
 def require_http_client() -> None:
@@ -93,6 +109,13 @@ def _use(name: str, value: str) -> None:
                 raise ValueError(f"must be a proxy, such as {PROXY}") from None
         case _:
             pass
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in it, after it itself has been made."""
+    while not os.path.lexists(folder):  # which, unlike a path's own method, raises nothing
+        folder = folder.parent
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112
 
 
 def _problem(make: Callable[[], object]) -> str | None:

@@ -52,6 +52,8 @@ FINAL_SEEDS = range(5, 8)
 SEEDS = range(5)  # of the runs that the scales rest on
 NAIVE = TrainingConfig(optimizer="adam", learning_rate=0.001, batch_size=64)
 
+STATES = 64 * 2**20  # bytes; the latest is all that a run needs
+
 Stage = Literal["search", "final", "reference", "naive"]
 
 
@@ -149,16 +151,19 @@ SPACES: dict[TaskId, Space] = {  # around what a first look at each network had 
 
 def train(job: Job) -> Run:
     """One run, by the calls that an agent would make, on one thread."""
-    from ml_trainer_env.server import trainer
+    from ml_trainer_env.server import runs, trainer
     from ml_trainer_env.server.episode.episode import Episode
-    from ml_trainer_env.server.runtime.runner import InlineRunner
+    from ml_trainer_env.server.runtime.cores import Cores
+    from ml_trainer_env.server.runtime.inline import Inline
+    from ml_trainer_env.server.runtime.runner import SliceRunner
+    from ml_trainer_env.server.runtime.states import States
 
     task_id, stage, seed, recipe = job
     task = TASKS[task_id]
     trainer.configure_process()
-    workload = trainer.Workload(task.network, task.dataset, task.shards, task.version)
-    runner = InlineRunner(threads=1)
-    episode = Episode(task, trainer.start(workload, seed), runner)
+    workload = runs.Workload(task.network, task.dataset, task.shards, task.version)
+    runner = SliceRunner(Inline(), Cores(threads=1), States(STATES))
+    episode = Episode(task, runs.begin(workload, seed, runner.engine()), runner)
     episode.configure_training(recipe.model_dump())
     while (left := task.max_epochs - episode.now.epoch) > 0:
         episode.run_epochs(min(left, MAX_EPOCHS_PER_CALL))

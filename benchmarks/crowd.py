@@ -57,18 +57,6 @@ class Crowd:
         grades = [session._run.episode.now.grade for session in self._sessions if session._run]
         return [grade.score for grade in grades if grade]
 
-    @property
-    def state_bytes(self) -> int:
-        """What the training states weigh that the sessions hold."""
-        states = [session._run.episode.now.training for session in self._sessions if session._run]
-        tensors = {
-            id(tensor): tensor.nbytes
-            for state in states
-            for checkpoint in (state.current, state.best_checkpoint)
-            for tensor in (checkpoint.weights, checkpoint.statistics, *state.moments)
-        }
-        return sum(tensors.values())
-
     def close(self) -> None:
         for session in self._sessions:
             session.close()

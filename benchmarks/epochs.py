@@ -20,6 +20,7 @@ from ml_trainer_env.server import trainer
 from ml_trainer_env.server.engine.resident import resident
 from ml_trainer_env.server.engine.team import SERIAL, Team
 from ml_trainer_env.server.models_nn import NETWORKS
+from ml_trainer_env.server.runs import Workload
 from ml_trainer_env.server.tasks import Task
 
 AUGMENTATION = 0.5  # strength
@@ -152,7 +153,7 @@ def measure(
     batch = plain.plan.batch_size
     trained = len(data.train.labels) // batch * batch
     evaluated = len(data.val.labels) + len(data.probe.labels)
-    history, accuracies = plain.state.history, usual[0].val_accuracy
+    history, accuracies = plain.state.run.history, usual[0].val_accuracy
     epoch = min(len(accuracies), len(history))
     return TaskFigures(
         parameters=sum(p.size for p in network.parameters),
@@ -199,9 +200,8 @@ class _Usual:
 
 
 def _variants(task: Task, team: Team) -> dict[str, _Variant]:
-    start = trainer.start(
-        trainer.Workload(task.network, task.dataset, task.shards, task.version), seed=0
-    )
+    workload = Workload(task.network, task.dataset, task.shards, task.version)
+    start = trainer.start(workload, seed=0)
     plain = EpochPlan(
         optimizer="adam",
         learning_rate=0.001,

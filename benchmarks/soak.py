@@ -34,7 +34,10 @@ from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import local_server
 from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.runtime.runner import InlineRunner
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.inline import Inline
+from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
+from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.terminal import stdout
 
 LOG = Path("outputs") / "logs" / "soak-server.log"
@@ -48,6 +51,7 @@ SETTLE = 30.0  # seconds that the server gets to notice the last ones
 FLAT = 1.05  # memory of the last third over that of the middle one
 EPOCHS: dict[TaskId, int] = {"easy_mnist": 6, "medium_fashion": 2, "hard_cifar": 1}
 SCRIPTS = 24
+BUDGET = 100 * 2**20  # bytes of states, of the episodes alone
 
 
 class Script(NamedTuple):
@@ -75,9 +79,9 @@ def scripts() -> list[Script]:
     return [Script(task, k, 0.001 * (1 + k % 4)) for k, task in enumerate(tasks)]
 
 
-def alone(script: Script) -> float:
-    """The score of the episode, played by itself in this process."""
-    crowd = Crowd(InlineRunner(threads=1), script.task_id, [script.seed])
+def alone(script: Script, runner: Runner) -> float:
+    """The score of the episode, played by itself."""
+    crowd = Crowd(runner, script.task_id, [script.seed])
     crowd.play([script.moves])
     (score,) = crowd.scores
     crowd.close()
@@ -226,8 +230,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ML_TRAINER_VERIFY_SHARED": "0.1",
     }
     trainer.configure_process()
+    runner = SliceRunner(Inline(), Cores(threads=1), States(BUDGET))
     with console.status("the episodes alone"):
-        expected = {script: alone(script) for script in scripts()}
+        expected = {script: alone(script, runner) for script in scripts()}
+    runner.states.close()
     with local_server(LOG) as url, console.status(f"{options.sessions} clients, see {LOG}"):
         soak = Soak(url, random.Random(0))
         with watching(url) as seen:

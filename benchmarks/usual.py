@@ -100,7 +100,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     """uint8 images and what is done to each one that is taken."""
 
     def __init__(self, split: datasets.Split, mean: Tensor, std: Tensor) -> None:
-        self._pixels = split.images.permute(0, 2, 3, 1).numpy()  # as image files are decoded
+        self._pixels = split.images.transpose(0, 2, 3, 1)  # as image files are decoded
         self._labels = split.labels.tolist()
         self._mean, self._std = mean, std  # each (C, 1, 1)
 
@@ -149,7 +149,7 @@ class Training:
         load(self.model, network, initial, models_nn.initial_statistics(network))
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE, fused=False)
         data = datasets.load(task.dataset)
-        pixels = data.train.images.float().div(255)
+        pixels = torch.from_numpy(data.train.images).float().div(255)
         mean, std = pixels.mean((0, 2, 3)).view(-1, 1, 1), pixels.std((0, 2, 3)).view(-1, 1, 1)
         plain = Images(data.train, mean, std)
         train = (
@@ -198,7 +198,7 @@ class Training:
 
 def _probe(data: datasets.Dataset) -> list[int]:
     """The engine's probe: the first images of every class, as many as in val."""
-    labels, per_class = data.train.labels, len(data.val.labels) // CLASSES
+    labels, per_class = torch.from_numpy(data.train.labels), len(data.val.labels) // CLASSES
     firsts = [(labels == c).nonzero()[:per_class, 0] for c in range(CLASSES)]
     return torch.cat(firsts).sort().values.tolist()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -91,6 +92,12 @@ def children(pid: int) -> list[int]:
         with suppress(OSError):
             text += file.read_text(encoding="utf-8")
     return [int(child) for child in text.split()]
+
+
+def processor_seconds(pid: int) -> float:
+    """That the process has had, its children left out."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def megabytes(pid: int) -> float:

@@ -2,8 +2,8 @@
 
 `uvicorn server.app:app`, `uvicorn ml_trainer_env.server.app:app`, `python -m
 ml_trainer_env.server.app` and the script `server` are the same. Importing starts nothing, reads no
-settings and loads no torch: `app` is built when it is asked for. Starting it loads torch and then
-answers `/health`, while the data is loaded, and fetched if need be, beside it. The knobs are in
+settings and loads no torch: `app` is built when it is asked for, and answers `/health` at once,
+while workers start and load the data, which are fetched if need be. The knobs are in
 `server/settings.py`.
 """
 
@@ -40,6 +40,7 @@ from ml_trainer_env.server.doors.paths import OPENENV_MCP, PAGE, Paths, root_of
 from ml_trainer_env.server.doors.published import publish
 from ml_trainer_env.server.doors.sites import Sites
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
+from ml_trainer_env.server.runtime.states import allow_many_files
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.session.waiting import details_in_the_log
@@ -203,14 +204,16 @@ async def _beside(work: Callable[[], None]) -> AsyncIterator[None]:
 
 
 def load() -> None:
-    """Load torch, whose import would hold the event loop up."""
+    """Whoever trains in this process loads torch now: its import would hold the event loop up."""
     alone.refuse_company()
-    process.load(workers=current().runner == "pool")
-    alone.refuse_company()
+    allow_many_files()
+    if current().runner == "inline":
+        process.load()
+        alone.refuse_company()
 
 
 def prepare() -> None:
-    """Load the three data sets, in the workers too where there are any."""
+    """Start the workers, if any, and have the data loaded."""
     process.prepare(workers=current().runner == "pool")
 
 

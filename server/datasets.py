@@ -1,4 +1,4 @@
-"""The three data sets: one fixed subset each, verified, cached once per user, given as tensors.
+"""The three data sets: one fixed subset each, verified, cached once per user, given as arrays.
 
 Guarantees:
 - `load(name)` gives the same bytes on every machine: the specification's SHA-256 is checked each
@@ -32,8 +32,7 @@ from typing import Literal
 import filelock
 import numpy as np
 import safetensors
-import safetensors.torch
-import torch
+import safetensors.numpy
 
 from ml_trainer_env.server.data import folder as data_folder
 from ml_trainer_env.server.data import sources as dataset_sources
@@ -63,8 +62,8 @@ __all__ = [
 class Split:
     """Images and their classes, row by row. Shared by all users of the process: do not write."""
 
-    images: torch.Tensor  # uint8 (N, C, H, W)
-    labels: torch.Tensor  # int64 (N,), 0 to 9
+    images: np.ndarray  # uint8 (N, C, H, W)
+    labels: np.ndarray  # int64 (N,), 0 to 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +141,9 @@ def _read(name: str) -> tuple[Dataset, str]:
     """The verified data set and its source from the cache; raises _Unusable with the reason."""
     canon, path = _canon(name), cache_file(name)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="np") as file:
             source = (file.metadata() or {}).get("source", "unknown")
-            tensors = {
+            arrays = {
                 f"{split}_{part}": file.get_tensor(f"{split}_{part}")
                 for split in SPLITS
                 for part in ("images", "labels")
@@ -152,11 +151,11 @@ def _read(name: str) -> tuple[Dataset, str]:
     except (OSError, safetensors.SafetensorError) as error:
         raise _Unusable(str(error)) from None
     try:
-        verify({key: tensor.numpy() for key, tensor in tensors.items()}, canon)
+        verify(arrays, canon)
     except NotCanonicalError as error:
         raise _Unusable(str(error)) from None
     splits = (
-        Split(tensors[f"{split}_images"], tensors[f"{split}_labels"].to(torch.int64))
+        Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
         for split in SPLITS
     )
     return Dataset(name, *splits), source
@@ -169,10 +168,9 @@ def _write(path: Path, arrays: dict[str, np.ndarray], source: str) -> None:
     """
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         stale.unlink(missing_ok=True)
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with aside.open("xb") as file:
-        file.write(safetensors.torch.save(tensors, metadata={"source": source}))
+        file.write(safetensors.numpy.save(arrays, metadata={"source": source}))
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

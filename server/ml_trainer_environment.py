@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastmcp import FastMCP
 from openenv.core.env_server.mcp_environment import MCPEnvironment
@@ -32,7 +32,9 @@ from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, TrainingStatus
 from ml_trainer_env.server.episode import tools
 from ml_trainer_env.server.episode.episode import Episode, Situation
 from ml_trainer_env.server.episode.played import REMEMBERED, Played
+from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import never
+from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.session.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.session.places import Places
@@ -42,12 +44,6 @@ from ml_trainer_env.server.session.waiting import Stop, in_thread, nothing
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
-
-if TYPE_CHECKING:  # importing them for real would load torch
-    from ml_trainer_env.server.runtime.runner import Runner
-    from ml_trainer_env.server.trainer import TrainingState
-
-    Begin = Callable[[Task, int], TrainingState]
 
 NAME = "ml_trainer_env"
 RESUMED = "the episode goes on in another session, which has resumed it"
@@ -86,16 +82,15 @@ class MLTrainerEnvironment(MCPEnvironment):
     def __init__(
         self,
         runner: Runner | None = None,
-        begin: Begin | None = None,
         *,
         find_runner: Callable[[], Runner] | None = None,
         saved: SavedEpisodes | None = None,
         places: Places[MLTrainerEnvironment] | None = None,
     ) -> None:
-        """A session whose trainings start with `begin` and run on `runner`. Cheap: no torch yet.
+        """A session whose trainings run on `runner`. Cheap: no torch yet.
 
-        Without them: the engine, on the runner that `find_runner()` gives at the first reset, by
-        default one in this process that all its sessions share. `saved` is what they can fork.
+        Without one, on that which `find_runner()` gives at the first reset, by default one in this
+        process that all its sessions share. `saved` is what they can fork.
         """
         super().__init__(_unused_server())
         del self.mcp_server  # until somebody asks for it
@@ -104,7 +99,6 @@ class MLTrainerEnvironment(MCPEnvironment):
         self._runner = runner
         self._saved = saved or process.saved_episodes()
         self._places = places
-        self._begin = begin or process.begin
         self._run: _Run | None = None
         self.attempts: Counter[tuple[str, int]] = Counter()  # episodes begun, by task and seed
         self._closed = False
@@ -125,11 +119,11 @@ class MLTrainerEnvironment(MCPEnvironment):
         """
         given = {"seed": seed, "episode_id": episode_id, **options}
         wanted = validate(ResetOptions, given, subject="reset")
-        begin, runner = self._begin, self._runner or self._find_runner()
+        runner = self._runner or self._find_runner()
         self._take_place()
         held = self._saved.take_over(wanted.resume) if wanted.resume else None
         try:
-            saved = self._first(wanted, begin, runner)
+            saved = self._first(wanted, partial(process.begin, runner.engine()))
             own = self._run and self._run.held
             held = held or self._saved.hold(wanted.episode_id, instead_of=own)
             self._abandon()
@@ -141,11 +135,11 @@ class MLTrainerEnvironment(MCPEnvironment):
         status = episode.get_training_status() if wanted.going_on else episode.opening()
         return StatusObservation(status=status, done=False, reward=None)
 
-    def _first(self, wanted: ResetOptions, begin: Begin, runner: Runner) -> Saved:
+    def _first(self, wanted: ResetOptions, begin: Callable[[Task, int], Run]) -> Saved:
         """Where the new episode begins: on a task, or where that of the given key stands."""
         if wanted.going_on:
             option, key = wanted.going_on
-            saved = self._saved.find(key, option, begin, runner)
+            saved = self._saved.find(key, option, begin)
         else:
             task = wanted.chosen_task()
             saved = Saved("", task, wanted.seed, Situation(begin(task, wanted.seed)))
@@ -320,11 +314,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         return {name: partial(self._call_by_keywords, name) for name in tools.TOOLS}
 
     def close(self) -> None:
-        """End the session without waiting: a training in progress stops at its next boundary.
-
-        The episode goes at once, not when the garbage of many sessions is collected: it holds
-        megabytes, and giving back a hundred of them in one go stops the server for 0.1 s.
-        """
+        """End the session without waiting: a training in progress stops at its next boundary."""
         with self._lock:
             self._closed = True
             run, self._run = self._run, None

@@ -13,9 +13,9 @@ name of its variable, and so is a folder that cannot be written.
 | ML_TRAINER_CORES | | cores to train on: worker processes and busy threads; unset: all it may use |
 | ML_TRAINER_RUNNER | pool | pool: the server trains in worker processes; inline: in its own |
 | ML_TRAINER_SHARING | on | off: every session trains all its epochs itself |
-| ML_TRAINER_SNAPSHOT_MB | 512 | megabytes of training states kept in memory, for sharing |
+| ML_TRAINER_SNAPSHOT_MB | 1024 | megabytes of training states kept in memory |
 | ML_TRAINER_VERIFY_SHARED | 0 | share of the shared epochs that are trained again and compared |
-| ML_TRAINER_STATE_DIR | | a folder that lets sessions go on after the server was killed |
+| ML_TRAINER_STATE_DIR | | a folder that remembers: epochs, states, and where sessions stood |
 | ML_TRAINER_STATE_MB | 4096 | megabytes of training states in that folder |
 | ML_TRAINER_TOKEN | | who asks for anything but `/health` has to bring it |
 | ML_TRAINER_ORIGINS | | comma-separated sites whose pages may use the MCP door and WebSockets |
@@ -60,7 +60,7 @@ class Settings(BaseModel):
     cores: Annotated[int | None, Field(ge=1)] = None  # what a container allows bounds them anyway
     runner: Literal["pool", "inline"] = "pool"  # of a server; in process it is always inline
     sharing: bool = True
-    snapshot_mb: Annotated[int, Field(ge=0)] = 512
+    snapshot_mb: Annotated[int, Field(ge=0)] = 1024
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0
     state_dir: Folder | None = None
     state_mb: Annotated[int, Field(ge=0)] = 4096

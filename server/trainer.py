@@ -10,10 +10,9 @@ The engine knows no task, no reward and no session.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -21,30 +20,21 @@ import torch
 from torch import Tensor
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
-from ml_trainer_env.server import models_nn
+from ml_trainer_env.server import models_nn, runs
 from ml_trainer_env.server.engine import evaluation, malloc, modes
 from ml_trainer_env.server.engine.evaluation import Score
 from ml_trainer_env.server.engine.fingerprint import engine_fingerprint
 from ml_trainer_env.server.engine.inputs import EpochInputs, InputRows
-from ml_trainer_env.server.engine.modes import Precision
 from ml_trainer_env.server.engine.optimizers import MOMENTS, update
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.engine.team import SERIAL, Team
 from ml_trainer_env.server.models_nn import NETWORKS, Network, Replica, ShardResult
+from ml_trainer_env.server.runs import Engine, Precision, Run, Workload
 
 ALIGNMENT = 16  # floats; slices of the parameter vector start on a 64-byte line
+FLOAT = 4  # bytes
 STEPS_AHEAD = 8  # steps whose inputs one shard's networks prepare at a time
 EXPLODED = 10 * math.log(models_nn.CLASSES)  # nats: ten times the loss of guessing
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What is trained: part of every key, so a changed task version shares nothing with the old."""
-
-    network: str
-    dataset: str
-    shards: int
-    version: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,46 +47,40 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingState:
-    """A training run after `epoch` epochs; equal keys mean equal bits."""
+    """The tensors of a run, where it stands; equal keys mean equal bits."""
 
-    key: str  # SHA-256 over the workload, seed, engine and every plan so far
-    workload: Workload
-    seed: int
-    precision: Precision
-    history: tuple[EpochRecord, ...]
+    run: Run
     current: Checkpoint
-    best_checkpoint: Checkpoint  # of `best`; the initial one before that
-    optimizer: str | None  # whose moments these are; None: fresh
-    moments: tuple[Tensor, ...]  # each (P,)
-    steps: int  # taken with these moments
+    best_checkpoint: Checkpoint  # of `run.best`; the initial one before that
+    optimizer: str | None = None  # whose moments these are; None: fresh
+    moments: tuple[Tensor, ...] = ()  # each (P,)
+    steps: int = 0  # taken with these moments
 
     @property
-    def epoch(self) -> int:
-        return len(self.history)
+    def key(self) -> str:
+        return self.run.key
 
-    @property
-    def engine(self) -> str:
-        """The fingerprint of what trains it, here."""
-        return engine_fingerprint(self.precision)
 
-    @property
-    def best(self) -> EpochRecord | None:
-        """The epoch with the highest validation accuracy, the earliest on a tie."""
-        finished = [r for r in self.history if r.val_accuracy is not None]
-        return max(finished, key=lambda r: r.val_accuracy or 0.0, default=None)
+def engine(precision: Precision = "fp32") -> Engine:
+    """What trains here, in this process. Raises ValueError for a precision that cannot be had."""
+    heaviest = {name: _most_bytes(network) for name, network in NETWORKS.items()}
+    return Engine(engine_fingerprint(precision), precision, heaviest)
 
 
 def start(workload: Workload, seed: int, precision: Precision = "fp32") -> TrainingState:
     """An untrained network. Cheap: needs no data."""
-    network = NETWORKS[workload.network]
-    generator = torch.Generator().manual_seed(seed)
-    with modes.of_the_engine(), modes.of_a_computation(precision):
+    return untrained(runs.begin(workload, seed, engine(precision)))
+
+
+def untrained(run: Run) -> TrainingState:
+    """The tensors of `run` before its first epoch."""
+    network = NETWORKS[run.workload.network]
+    generator = torch.Generator().manual_seed(run.seed)
+    with modes.of_the_engine(), modes.of_a_computation(run.precision):
         initial = Checkpoint(
             models_nn.initial_weights(network, generator), models_nn.initial_statistics(network)
         )
-    origin = f"{workload}|{seed}|{engine_fingerprint(precision)}"
-    key = hashlib.sha256(origin.encode()).hexdigest()
-    return TrainingState(key, workload, seed, precision, (), initial, initial, None, (), 0)
+    return TrainingState(run, initial, initial)
 
 
 def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> TrainingState:
@@ -105,16 +89,17 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
     A diverged epoch (a loss that is not finite or above `EXPLODED`) is recorded without metrics,
     and leaves the run at its best checkpoint with fresh moments, ready to go on.
     """
+    before = state.run
     # The parts of a step enter the modes of the run's precision.
     with modes.of_the_engine(), modes.of_a_computation("fp32"):
-        data = resident(state.workload.dataset)
-        run = _Run.resume(state, plan)
-        train = run.train_epoch(data, plan, state.seed, state.epoch, team)
-        reached = Checkpoint(run.weights, run.mean_statistics())
+        data = resident(before.workload.dataset)
+        work = _Run.resume(state, plan)
+        train = work.train_epoch(data, plan, before.seed, before.epoch, team)
+        reached = Checkpoint(work.weights, work.mean_statistics())
         val, clean = _evaluate(state, reached, (data.val, data.probe), team)
     healthy = all(math.isfinite(x) and x <= EXPLODED for x in (train.loss, val.loss, clean.loss))
     record = EpochRecord(
-        epoch=state.epoch + 1,
+        epoch=before.epoch + 1,
         plan=plan,
         train_loss=train.loss if healthy else None,
         train_accuracy=train.accuracy if healthy else None,
@@ -123,35 +108,25 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
         clean_train_loss=clean.loss if healthy else None,
         clean_train_accuracy=clean.accuracy if healthy else None,
     )
-    after = replace(state, key=next_key(state.key, plan), history=(*state.history, record))
+    after = before.after(record)
+    best = reached if after.best is record else state.best_checkpoint
     if not healthy:
-        return replace(after, current=state.best_checkpoint, optimizer=None, moments=(), steps=0)
-    return replace(
-        after,
-        current=reached,
-        best_checkpoint=reached if after.best is record else state.best_checkpoint,
-        optimizer=plan.optimizer,
-        moments=run.moments,
-        steps=run.steps,
-    )
-
-
-def next_key(key: str, plan: EpochPlan) -> str:
-    """The key of what `advance` makes of the state with this key: known before it is trained."""
-    return hashlib.sha256(f"{key}|{plan.model_dump_json()}".encode()).hexdigest()
-
-
-def most_bytes(state: TrainingState) -> int:
-    """What the tensors of a state of this run weigh at most: two checkpoints and the moments."""
-    one = state.current
-    return (2 + max(MOMENTS.values())) * one.weights.nbytes + 2 * one.statistics.nbytes
+        return TrainingState(after, best, best)
+    return TrainingState(after, reached, best, plan.optimizer, work.moments, work.steps)
 
 
 def test_accuracy(state: TrainingState, team: Team = SERIAL) -> float:
     """Hidden-test accuracy of the best checkpoint, for grading alone."""
     with modes.of_the_engine(), modes.of_a_computation("fp32"):
-        test = resident(state.workload.dataset).test
+        test = resident(state.run.workload.dataset).test
         return _evaluate(state, state.best_checkpoint, (test,), team)[0].accuracy
+
+
+def _most_bytes(network: Network) -> int:
+    """What the tensors of a state weigh at most: two checkpoints and the moments."""
+    weights = sum(p.size for p in network.parameters)
+    statistics = len(models_nn.initial_statistics(network))
+    return FLOAT * ((2 + max(MOMENTS.values())) * weights + 2 * statistics)
 
 
 def configure_process() -> None:
@@ -162,11 +137,11 @@ def configure_process() -> None:
 def _evaluate(
     state: TrainingState, checkpoint: Checkpoint, splits: Sequence[Rows], team: Team
 ) -> list[Score]:
-    network = NETWORKS[state.workload.network]
+    network = NETWORKS[state.run.workload.network]
     replica = network.replica(checkpoint.weights, checkpoint.statistics)
 
     def logits(images: Tensor) -> Tensor:
-        with modes.of_a_computation(state.precision):
+        with modes.of_a_computation(state.run.precision):
             return replica.logits(images)
 
     return evaluation.evaluate(logits, splits, network.evaluation_chunk, team)
@@ -188,24 +163,24 @@ class _Run:
 
     @classmethod
     def resume(cls, state: TrainingState, plan: EpochPlan) -> _Run:
-        network = NETWORKS[state.workload.network]
+        network = NETWORKS[state.run.workload.network]
         weights = state.current.weights.clone()
-        statistics = [state.current.statistics.clone() for _ in range(state.workload.shards)]
+        statistics = [state.current.statistics.clone() for _ in range(state.run.workload.shards)]
         if state.optimizer == plan.optimizer:
             moments, steps = tuple(m.clone() for m in state.moments), state.steps
         else:
             moments = tuple(torch.zeros_like(weights) for _ in range(MOMENTS[plan.optimizer]))
             steps = 0
         return cls(
-            workload=state.workload,
-            precision=state.precision,
+            workload=state.run.workload,
+            precision=state.run.precision,
             network=network,
             weights=weights,
             statistics=statistics,
             replicas=[network.replica(weights, s) for s in statistics],
             moments=moments,
             parts=_cut(
-                [p.size for p in network.parameters], weights, moments, state.workload.shards
+                [p.size for p in network.parameters], weights, moments, state.run.workload.shards
             ),
             steps=steps,
         )

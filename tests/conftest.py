@@ -33,7 +33,7 @@ def episode(runner: FakeRunner) -> Episode:
 
 @pytest.fixture
 def env(runner: FakeRunner) -> Iterator[MLTrainerEnvironment]:
-    env = MLTrainerEnvironment(runner, begin)
+    env = MLTrainerEnvironment(runner)
     yield env
     env.close()
 
@@ -44,7 +44,7 @@ def serve(runner: FakeRunner) -> Iterator[Callable[..., str]]:
     with ExitStack() as servers:
 
         def start(**settings: Any) -> str:
-            environment = partial(MLTrainerEnvironment, runner, begin)
+            environment = partial(MLTrainerEnvironment, runner)
             return servers.enter_context(serving(build(environment, Settings(**settings))))
 
         yield start

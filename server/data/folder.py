@@ -13,7 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ml_trainer_env.surroundings import temporary_folder
+from ml_trainer_env.surroundings import is_writable, temporary_folder
 from ml_trainer_env.variables import expanded, require_writable
 
 VARIABLE = "ML_TRAINER_DATA_DIR"
@@ -26,7 +26,7 @@ def cache_dir() -> Path:
     if own:
         return expanded(Path(own)).absolute()
     usual = _of_the_user()
-    usable = _is_complete(usual) or _is_writable(usual)
+    usable = _is_complete(usual) or is_writable(usual)
     return usual if usable else temporary_folder() / "datasets"
 
 
@@ -48,10 +48,3 @@ def _of_the_user() -> Path:
 
 def _is_complete(folder: Path) -> bool:
     return all(os.access(folder / f"{name}.safetensors", os.R_OK) for name in NAMES)
-
-
-def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in it, after it itself has been made."""
-    while not os.path.lexists(folder):  # which, unlike a path's own method, raises nothing
-        folder = folder.parent
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112

@@ -22,7 +22,6 @@ from torch import Tensor
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.engine import modes
 from ml_trainer_env.server.engine.augment import augment, draw_maps
-from ml_trainer_env.server.engine.modes import Precision
 from ml_trainer_env.server.engine.optimizers import update
 from ml_trainer_env.server.models_nn import (
     CLASSES,
@@ -31,6 +30,7 @@ from ml_trainer_env.server.models_nn import (
     initial_statistics,
     initial_weights,
 )
+from ml_trainer_env.server.runs import Precision
 
 ENGINE_VERSION = 2  # raise with every change that changes a bit
 
@@ -79,7 +79,7 @@ def measured(precision: Precision) -> str:
     with modes.of_the_engine(), modes.of_a_computation(precision):
         for name, (channels, side) in SIDES.items():
             for tensor in _step(NETWORKS[name], channels, side):
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

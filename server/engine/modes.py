@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-Precision = Literal["fp32", "bf16"]
+from ml_trainer_env.server.runs import Precision
 
 _C: Any = torch._C  # the getters and setters behind `torch.backends`, without its warnings
 

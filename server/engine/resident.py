@@ -61,22 +61,23 @@ def resident(name: str) -> Resident:
 def load(name: str) -> Resident:
     """A copy of its own of the data set."""
     data = datasets.load(name)
-    mean, std = _mean_and_std(data.train.images)
+    mean, std = _mean_and_std(torch.from_numpy(data.train.images))
 
     def rows(split: Split) -> Rows:
-        images = (split.images.float() - mean) / std
-        return Rows(images.contiguous(memory_format=torch.channels_last), split.labels)
+        images = (torch.from_numpy(split.images).float() - mean) / std
+        labels = torch.from_numpy(split.labels)
+        return Rows(images.contiguous(memory_format=torch.channels_last), labels)
 
     train_rows = rows(data.train)
     per_class = len(data.val.labels) // CLASSES
-    positions = [(data.train.labels == c).nonzero()[:per_class, 0] for c in range(CLASSES)]
+    positions = [(train_rows.labels == c).nonzero()[:per_class, 0] for c in range(CLASSES)]
     probe = torch.cat(positions).sort().values
     return Resident(
         train=train_rows,
         val=rows(data.val),
         test=rows(data.test),
         probe=train_rows.select(probe),
-        train_labels=data.train.labels.numpy(),
+        train_labels=data.train.labels,
     )
 
 

@@ -6,17 +6,16 @@ Guarantees:
   with the last finished epoch of an action in progress.
 - At most `MAX_TOOL_CALLS` counted actions; the last one submits, unless it did so itself. The
   final score is added to exactly one reward.
-- Nothing here draws a random number or sets a global: training is `runner.advance` on a value.
+- Nothing here draws a random number or sets a global: training is asked of a runner, run by run.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_trainer_env.models import (
     HISTORY_TAIL,
@@ -34,20 +33,18 @@ from ml_trainer_env.server import tasks
 from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.schedules import RunningSchedule, after_change
 from ml_trainer_env.server.episode.signals import convergence_signal
-from ml_trainer_env.server.runtime.asking import Asker, CalledOff, never
+from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runtime.asking import Asker, never
+from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError
-
-if TYPE_CHECKING:  # importing them for real would load torch
-    from ml_trainer_env.server.runtime.runner import Runner
-    from ml_trainer_env.server.trainer import TrainingState
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
     """Where an episode stands: all that an action reads and replaces."""
 
-    training: TrainingState
+    training: Run
     config: TrainingConfig | None = None
     schedule: RunningSchedule | None = None  # set together with config
     is_diverged: bool = False  # the last epoch diverged, and nothing was changed since
@@ -67,7 +64,7 @@ class Episode:
     def __init__(
         self,
         task: Task,
-        start: TrainingState | Situation,
+        start: Run | Situation,
         runner: Runner,
         note: Callable[[Situation], None] | None = None,
     ) -> None:
@@ -220,28 +217,18 @@ class Episode:
     ) -> tuple[Situation, tuple[EpochReport, ...]]:
         """`now` after at most `epochs` epochs: fewer when stopped, abandoned or diverged."""
         asker = Asker(lambda: stop() or self._abandoned.is_set(), who=self._who)
-        shared_before = now.epochs_shared
         reports: list[EpochReport] = []
-        for _ in range(epochs):
-            if asker.gone():
-                break
-            started, taken = time.perf_counter(), asker.shared
-            try:
-                training = self._runner.advance(now.training, _plan(now), asker)
-            except CalledOff:
-                break
-            record = training.history[-1]
-            seconds = time.perf_counter() - started
-            reports.append(EpochReport(record=record, seconds=seconds, shared=asker.shared > taken))
-            now = replace(
-                now,
-                training=training,
-                is_diverged=record.diverged,
-                epochs_shared=shared_before + asker.shared,
-            )
-            self._now = now  # for get_training_status; taken back if the action fails
-            if now.is_diverged:
-                break
+        plans = [_plan(now, epoch) for epoch in range(now.epoch, now.epoch + epochs)]
+        with closing(self._runner.train(now.training, plans, asker)) as trained:
+            for record, seconds, shared in trained:
+                reports.append(EpochReport(record=record, seconds=seconds, shared=shared))
+                now = replace(
+                    now,
+                    training=now.training.after(record),
+                    is_diverged=record.diverged,
+                    epochs_shared=now.epochs_shared + shared,
+                )
+                self._now = now  # for get_training_status; taken back if the action fails
         return now, tuple(reports)
 
     def _finish(
@@ -329,14 +316,14 @@ class Episode:
         )
 
 
-def _plan(now: Situation) -> EpochPlan:
-    """What the next epoch uses. Needs a configuration."""
+def _plan(now: Situation, epoch: int) -> EpochPlan:
+    """What the epoch after `epoch` epochs uses, as things are. Needs a configuration."""
     config, schedule = now.config, now.schedule
     assert config is not None
     assert schedule is not None
     return EpochPlan(
         optimizer=config.optimizer,
-        learning_rate=schedule.rate(now.epoch),
+        learning_rate=schedule.rate(epoch),
         batch_size=config.batch_size,
         weight_decay=config.weight_decay,
         dropout=config.dropout,

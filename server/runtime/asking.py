@@ -1,5 +1,7 @@
 """Who asks a runner for epochs. Knows no engine, so that episodes need no torch."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 
 from ml_trainer_env.server.validation import ActionError
 
-PATIENCE = 0.1  # seconds between two looks at whether an asker who waits is still there
+PATIENCE = 0.5  # seconds between two looks at whether an asker who waits is still there
+GLANCES = 100  # such looks a second, of all who wait together: a crowd looks more seldom
 
 
 class QueueFull(ActionError):
@@ -15,12 +18,17 @@ class QueueFull(ActionError):
 
 
 class CalledOff(Exception):
-    """The asker went away before the epoch was begun or finished; nothing has happened to it."""
+    """The asker went away before its turn came; nothing has happened."""
 
 
 def never() -> bool:
     """The `stop` of whoever lets training run."""
     return False
+
+
+def patience(waiting: int) -> float:
+    """Seconds between two looks of one of `waiting` askers."""
+    return max(PATIENCE, waiting / GLANCES)
 
 
 @dataclass(slots=True)
@@ -30,4 +38,3 @@ class Asker:
     gone: Callable[[], bool] = never
     who: object = None  # the same for all requests of an episode
     admitted: bool = False  # once it has had a core, it is never turned away
-    shared: int = 0  # epochs that were taken from another training instead of computed

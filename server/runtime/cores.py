@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ml_trainer_env.server.runtime import quota
-from ml_trainer_env.server.runtime.asking import PATIENCE, Asker, CalledOff, QueueFull
+from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull, patience
 
 MAX_WAITING = 256
+SLICE = 0.25  # seconds that a turn lasts at most, but for the epoch in progress
+ROUND = 1.0  # seconds in which a crowd is to have had a turn each; its turns are as much shorter
 SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are made from
 
 
@@ -30,8 +32,33 @@ class _Waiter:
         self.lent = 0
 
 
+class Turn:
+    """Cores that are lent, and for how long."""
+
+    def __init__(self, cores: Cores, threads: int) -> None:
+        self.threads = threads  # that may be kept busy
+        self._cores = cores
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the turn lasts, as things are."""
+        return min(SLICE, ROUND / (1 + self._cores.waiting / self._cores.total))
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far, of all threads together."""
+        return self.threads * (time.monotonic() - self._began)
+
+    def over(self) -> bool:
+        """Whether others have waited long enough; whoever has more than one core, at once."""
+        if not self._cores.waiting:
+            return False
+        return self.threads > 1 or time.monotonic() - self._began >= self.seconds
+
+
 class Cores:
-    """`total` cores (by default all that this process may use), lent for an epoch at a time.
+    """`total` cores (by default all that this process may use), lent for a turn at a time.
 
     Who is alone is lent up to `threads` cores: nobody else waits, and nobody else came last. In
     company each gets one.
@@ -59,21 +86,19 @@ class Cores:
         return len(self._queue)
 
     @contextmanager
-    def lend(self, asker: Asker | None = None) -> Iterator[int]:
-        """Wait for a turn; gives how many threads the block may run.
+    def lend(self, asker: Asker | None = None) -> Iterator[Turn]:
+        """Wait for a turn, which lasts as long as the block.
 
         Raises `QueueFull`, and `CalledOff` when the asker was gone before the turn came.
         """
-        lent = self._wait_for_turn(asker or Asker(admitted=True))
-        began = time.monotonic()
+        turn = Turn(self, self._wait_for_turn(asker or Asker(admitted=True)))
         try:
-            yield lent
+            yield turn
         finally:
             with self._lock:
-                spent = lent * (time.monotonic() - began)
                 weight = SMOOTHING if self._core_seconds else 1.0
-                self._core_seconds += weight * (spent - self._core_seconds)
-                self._give_back(lent)
+                self._core_seconds += weight * (turn.spent - self._core_seconds)
+                self._give_back(turn.threads)
 
     def _wait_for_turn(self, asker: Asker) -> int:
         waiter = _Waiter(asker.who)
@@ -83,7 +108,7 @@ class Cores:
                 raise QueueFull(self._refusal())
             self._queue.append(waiter)
             self._serve()
-        while not waiter.turn.wait(PATIENCE):
+        while not waiter.turn.wait(patience(len(self._queue))):
             if asker.gone():
                 self._leave(waiter)
                 raise CalledOff("nobody waits for it any more")
@@ -122,8 +147,8 @@ class Cores:
         """In words; the queue is through once each of it has had a turn."""
         seconds = math.ceil(self._core_seconds * len(self._queue) / self.total)
         return (
-            f"the server is busy: {len(self._queue)} epochs wait for a core; nothing was trained "
-            f"or charged; try again in about {max(1, seconds)} s"
+            f"the server is busy: {len(self._queue)} trainings wait for a core; nothing was "
+            f"trained or charged; try again in about {max(1, seconds)} s"
         )
 
 

@@ -1,93 +1,135 @@
-"""A runner whose epochs run in worker processes. The bits are those of `InlineRunner`.
+"""Executors in worker processes: the bits are those of the process that asks, its time is not.
 
 Guarantees:
-- Epochs begin in the order of asking, on never more busy threads than cores: two for one that is
-  alone, one each with others waiting.
-- A worker that is killed costs its epoch: the job begins again in a fresh worker, from the same
-  state, and the result has the same bits.
-- Workers end with this process, however it ends. The interpreter lock of this process is free while
-  they train.
-- A data set is in memory once, for all of them.
+- A worker that is killed loses what it was doing and nothing else; the next one is a fresh one.
+- Workers end with this process, however it ends. This process loads no torch for them, and nothing
+  that they compute with passes through it: states are files, of which it knows the descriptors.
+- A data set is in memory once, for all of them; the first who needs it loads it.
 """
+
+# pyright: strict
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
-from ml_trainer_env.models import EpochPlan
-from ml_trainer_env.server.engine import resident
-from ml_trainer_env.server.engine.resident import Resident
-from ml_trainer_env.server.runtime import state_bytes
-from ml_trainer_env.server.runtime.asking import Asker
+from pydantic import TypeAdapter
+
+from ml_trainer_env.server.runs import Engine, Precision
 from ml_trainer_env.server.runtime.channel import Channel, Message
-from ml_trainer_env.server.runtime.cores import MAX_WAITING, Cores
-from ml_trainer_env.server.runtime.shared_data import SharedData, nameless_file, share
-from ml_trainer_env.server.trainer import TrainingState
+from ml_trainer_env.server.runtime.orders import Answer, Order, Told
+from ml_trainer_env.server.runtime.runner import (
+    STARTS,
+    ExecutorLost,
+    NeverStarted,
+    WorkerFailed,
+    WorkerLost,
+)
+from ml_trainer_env.server.runtime.worker import STOP
 
-ATTEMPTS = 3  # at one epoch: one that kills every worker, say for memory, must not do so for ever
-STARTS = 10  # of a worker that ends before it can take an epoch, which is not the epoch's fault
+MODULE = "ml_trainer_env.server.runtime.worker"
+_ANSWERS = TypeAdapter(list[Answer])
 PATIENCE = 10.0  # seconds that a worker gets to end
 
 
-class WorkerLost(RuntimeError):
-    """Every worker that tried this epoch was killed."""
+class Process(Protocol):
+    """A worker's process, as far as it matters here."""
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+    @property
+    def pid(self) -> int: ...
 
 
-class NeverStarted(EOFError):
-    """The process ended before it could take anything."""
+Launch = Callable[[socket.socket, Precision], Process]  # with the worker's end of its socket
 
 
-class WorkerFailed(RuntimeError):
-    """The engine raised an exception in a worker; the message is its traceback."""
+def launch(end: socket.socket, precision: Precision) -> subprocess.Popen[bytes]:
+    """Start a process that trains."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", MODULE, str(end.fileno()), precision],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[end.fileno()],
+        start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
+    )
 
 
-class PoolRunner:
-    """At most `cores` worker processes, started when they are needed and then kept."""
+@dataclass(frozen=True, slots=True)
+class LoadedData:
+    """A data set in a file, and where its tensors lie in it."""
+
+    file: int  # descriptor
+    places: Sequence[Any]  # of `shared_data.Place`
+
+
+class Pool:
+    """At most `size` worker processes, started when they are needed and then kept."""
 
     def __init__(
         self,
-        threads: int = 2,
-        cores: int | None = None,
-        load: Callable[[str], Resident] = resident.load,
-        max_waiting: int = MAX_WAITING,
+        size: int,
+        precision: Precision = "fp32",
+        *,
+        load: Callable[[str], LoadedData] | None = None,
+        launch: Launch = launch,
     ) -> None:
-        self._cores = Cores(threads, cores, max_waiting)
-        self._load = load
-        self._data: dict[str, SharedData] = {}
+        """`load` gives data sets instead of a worker; `launch` starts another kind of worker."""
+        self._size = size
+        self._new = partial(_Worker, launch, precision)
+        self._load = load or self._loaded_by_a_worker
+        self._data: dict[str, LoadedData] = {}
         self._loading = threading.Lock()
+        self._engine: Engine | None = None
+        self._starting = threading.Lock()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
 
-    def advance(
-        self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
-    ) -> TrainingState:
-        answer = self._run(state, plan.model_dump(mode="json"), asker)
-        return _with_known_parts(state_bytes.unpack(answer.body), state)
+    def engine(self) -> Engine:
+        """Once the first worker has started. Raises `WorkerLost` and `WorkerFailed`."""
+        with self._starting:
+            for _ in range(STARTS):
+                if self._engine is None:
+                    try:
+                        with self._worker(None) as worker:
+                            self._engine = worker.engine()
+                    except NeverStarted:
+                        continue
+                return self._engine
+        raise WorkerLost(f"{STARTS} workers ended before they could begin")
 
-    def test_accuracy(self, state: TrainingState) -> float:
-        return self._run(state, None, None).head["test_accuracy"]
-
-    def recall(self, key: str) -> TrainingState | None:
-        return None
+    @contextmanager
+    def perform(self, order: Order, state: int | None) -> Generator[_Answers]:
+        """Have a worker carry out `order`, by preference one that holds its state."""
+        data = self._shared(order.workload.dataset)
+        with self._worker(order.state) as worker:
+            worker.begin(order, state, data)
+            yield _Answers(worker)
 
     def prepare(self, datasets: Iterable[str] = ()) -> None:
         """Start all workers and load these data sets, so that nobody waits for it later."""
         with self._lock:
-            self._idle += [_Worker() for _ in range(self._missing)]
+            self._idle += [self._new() for _ in range(self._missing)]
         for name in datasets:
             self._shared(name)
 
-    def processes(self) -> list[subprocess.Popen[bytes]]:
+    def processes(self) -> list[Process]:
         """The workers, busy and idle."""
         with self._lock:
             return [worker.process for worker in (*self._busy, *self._idle)]
@@ -101,163 +143,163 @@ class PoolRunner:
             worker.close()
         with self._loading:
             for data in self._data.values():
-                data.file.close()
+                os.close(data.file)
             self._data.clear()
 
-    def _run(
-        self, state: TrainingState, plan: dict[str, Any] | None, asker: Asker | None
-    ) -> Message:
-        """The answer of a worker; a plan of None grades."""
-        dataset = state.workload.dataset
-        data = self._shared(dataset)
-        # Before a core is lent, unless a worker seems to have the state.
-        body = b"" if self._is_held(state) else state_bytes.pack(state)
-        with self._cores.lend(asker) as threads:
-            head = {"plan": plan, "threads": threads, "dataset": dataset}
-            answer = self._answer(head, state, body, data)
-        if "error" in answer.head:
-            raise WorkerFailed(answer.head["error"])
-        return answer
-
-    def _answer(
-        self, head: dict[str, Any], state: TrainingState, body: bytes, data: SharedData
-    ) -> Message:
-        """Of the first worker that lives to give one. Raises `WorkerLost`."""
-        killed = unstarted = 0
-        while killed < ATTEMPTS and unstarted < STARTS:
-            try:
-                with self._worker(state) as worker:
-                    return worker.answer(head, state, body, data)
-            except NeverStarted:
-                unstarted += 1
-            except EOFError:
-                killed += 1
-        raise WorkerLost(
-            f"{killed} workers were killed at one epoch, {unstarted} before they began"
-        )
-
     @contextmanager
-    def _worker(self, state: TrainingState) -> Iterator[_Worker]:
-        """A worker to oneself, by preference one that holds `state`.
+    def _worker(self, key: str | None) -> Generator[_Worker]:
+        """A worker to oneself. One that is left in the middle of an order is ended.
 
         One that is lost takes the idle ones that died with it along.
         """
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed")
-            self._idle.sort(key=lambda idle: idle.holds == state.key)
-            worker = self._idle.pop() if self._idle else _Worker()
+            self._idle.sort(key=lambda idle: idle.holds == key)
+            worker = self._idle.pop() if self._idle else self._new()
             self._busy.add(worker)
         try:
             yield worker
-        except BaseException:
-            worker.close()
+        finally:
             with self._lock:
                 self._busy.discard(worker)
-                dead = [idle for idle in self._idle if not idle.alive]
-                self._idle = [idle for idle in self._idle if idle not in dead]
-            for idle in dead:
-                idle.close()
-            raise
-        with self._lock:
-            self._busy.discard(worker)
-            if not self._closed and self._missing > 0:
-                self._idle.append(worker)
-                return
-        worker.close()
-
-    def _is_held(self, state: TrainingState) -> bool:
-        with self._lock:
-            return any(worker.holds == state.key for worker in self._idle)
+                ended = [] if worker.ready else [idle for idle in self._idle if not idle.alive]
+                self._idle = [idle for idle in self._idle if idle not in ended]
+                kept = worker.ready and not self._closed and self._missing > 0
+                if kept:
+                    self._idle.append(worker)
+            for each in ended if kept else (worker, *ended):
+                each.close()
 
     @property
     def _missing(self) -> int:
         """How many workers more there may be."""
-        return self._cores.total - len(self._idle) - len(self._busy)
+        return self._size - len(self._idle) - len(self._busy)
 
-    def _shared(self, name: str) -> SharedData:
+    def _shared(self, name: str) -> LoadedData:
         """Nobody waits for another data set than theirs, once theirs is there."""
         data = self._data.get(name)
         if data is None:
             with self._loading:
-                data = self._data.get(name) or share(self._load(name))
+                data = self._data.get(name) or self._load(name)
                 self._data[name] = data
         return data
+
+    def _loaded_by_a_worker(self, name: str) -> LoadedData:
+        """Raises `WorkerFailed` and `WorkerLost`."""
+        for _ in range(STARTS):
+            try:
+                with self._worker(None) as worker:
+                    return worker.load(name)
+            except ExecutorLost:
+                continue
+        raise WorkerLost(f"{STARTS} workers were killed while they loaded {name}")
 
 
 class _Worker:
     """A process of `worker.py`, with this end of its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, launch: Launch, precision: Precision) -> None:
         ours, theirs = socket.socketpair()
-        with theirs, nameless_file() as memory:
-            descriptors = [theirs.fileno(), memory.fileno()]
-            module = "ml_trainer_env.server.runtime.worker"
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                start_new_session=True,  # Ctrl-C is for the server, which lets epochs finish
-            )
-            self._channel = Channel(ours, os.dup(memory.fileno()))
+        with theirs:
+            self.process = launch(theirs, precision)
+        self.channel = Channel(ours)
         self.holds: str | None = None  # the key of the state that it has
+        self.ready = True  # for the next order
         self._has: set[str] = set()  # data sets
-        self._started = False
+        self._engine: Engine | None = None
 
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def wait_until_started(self) -> None:
-        """Raises `NeverStarted`."""
-        if self._started:
-            return
+    def engine(self) -> Engine:
+        """What it says of itself once it has started. Raises `NeverStarted` and `WorkerFailed`."""
+        if self._engine is None:
+            self.ready = False
+            try:
+                self._engine = Engine(**_content(self.receive())["engine"])
+            except ExecutorLost:
+                raise NeverStarted from None
+            self.ready = True
+        return self._engine
+
+    def load(self, name: str) -> LoadedData:
+        """Have it load a data set. Raises `ExecutorLost` and `WorkerFailed`."""
+        self.engine()
+        self._send(json.dumps({"load": name}).encode(), [])
+        message = self.receive()
+        return LoadedData(message.files[0], _content(message)["places"])
+
+    def begin(self, order: Order, state: int | None, data: LoadedData) -> None:
+        """Give it an order. Raises `ExecutorLost`."""
+        self.engine()
+        name = order.workload.dataset
+        files = [] if state is None or self.holds == order.state else [state]
+        places = "null"
+        if name not in self._has:
+            places = json.dumps(data.places)
+            files.append(data.file)
+            self._has.add(name)
+        text = f'{{"order": {order.model_dump_json()}, "data": {places}}}'
+        self._send(text.encode(), files)
+        self.ready = False
+
+    def receive(self) -> Message:
+        """Raises `ExecutorLost` when the process ends before it has answered."""
         try:
-            self._channel.receive()
+            return self.channel.receive()
         except EOFError:
-            raise NeverStarted from None
-        self._started = True
+            self.ready = False
+            raise ExecutorLost from None
 
-    def answer(
-        self, head: dict[str, Any], state: TrainingState, body: bytes, data: SharedData
-    ) -> Message:
-        """`body`: the state as bytes, or nothing, to be made when it is needed.
-
-        Raises `EOFError` when the process ends before it has answered.
-        """
-        self.wait_until_started()
-        name = head["dataset"]
-        if self.holds == state.key:
-            body = b""
-        elif not body:
-            body = state_bytes.pack(state)
-        try:
-            if name in self._has:
-                self._channel.send(head, body)
-            else:
-                head = {**head, "places": data.places}
-                self._channel.send(head, body, data.file.fileno())
-                self._has.add(name)
-        except OSError as error:
-            raise EOFError from error
-        answer = self._channel.receive()
-        self.holds = answer.head["holds"]
-        return answer
+    def stop(self) -> None:
+        self._send(STOP, [])
 
     def close(self) -> None:
         """The process ends when its socket does, and is waited for."""
-        self._channel.close()
+        self.channel.close()
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
+    def _send(self, text: bytes, files: Sequence[int]) -> None:
+        try:
+            self.channel.send(text, files)
+        except OSError:
+            self.ready = False
+            raise ExecutorLost from None
 
-def _with_known_parts(after: TrainingState, before: TrainingState) -> TrainingState:
-    """`after` with the very checkpoint of `before` where it is the same: kept in memory once."""
-    if after.best != before.best:
-        return after
-    best = before.best_checkpoint
-    current = best if after.current is after.best_checkpoint else after.current
-    return replace(after, current=current, best_checkpoint=best)
+
+class _Answers:
+    """Of a worker that was given an order, one after another."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
+        self._received: deque[Told] = deque()
+
+    def __next__(self) -> Told:
+        """Raises `ExecutorLost`."""
+        if not self._received:
+            message = self._worker.receive()
+            answers = _ANSWERS.validate_json(message.text)
+            file = message.files[0] if message.files else None  # belongs to the last of them
+            self._received += [Told(answer, file if answer.last else None) for answer in answers]
+            if answers[-1].last:
+                self._worker.ready = True
+                self._worker.holds = answers[-1].key
+        return self._received.popleft()
+
+    def stop(self) -> None:
+        """Raises `ExecutorLost`."""
+        self._worker.stop()
+
+
+def _content(message: Message) -> dict[str, Any]:
+    """Raises `WorkerFailed`."""
+    content = json.loads(message.text)
+    if "error" in content:
+        raise WorkerFailed(content["error"])
+    return content

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import IO, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ml_trainer_env.server.engine.resident import Resident, Rows
+from ml_trainer_env.server.runtime.nameless import nameless_file
 
 SPLITS = ("train", "val", "test", "probe")
 
@@ -30,13 +30,6 @@ class SharedData(NamedTuple):
 
     file: IO[bytes]
     places: list[Place]
-
-
-def nameless_file() -> IO[bytes]:
-    """A file that goes when nobody has it open any more; in memory where the system can."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("ml-trainer"), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def share(data: Resident) -> SharedData:

@@ -1,145 +1,172 @@
-"""Shared prefixes: an epoch that any session trained before is taken, not trained again.
+"""Shared epochs: what any session or process trained before is known, and not trained again.
 
-So is the grade of a state that any session submitted before.
-
-Guarantees:
-- What is taken has the bits of what would have been trained: equal keys, equal bits. A sample of
-  the taken epochs can be trained all the same and compared.
+So is the grade of what any of them submitted before. Guarantees:
+- What is known has the bits of what would have been trained: equal keys, equal bits. A sample of
+  the known epochs can be trained all the same and compared.
 - An epoch that several sessions ask for at the same time is trained once. When the one who trains
   it fails or goes away, one of those who wait takes over; whoever goes away while waiting returns
   at once, and disturbs nobody.
-- Nobody is told but the `Asker`: budget, reward and observations are those of a real epoch.
+- Tensors are made only when somebody trains beyond what is known.
+- Nobody is told but whoever reads `Trained`: budget, reward and observations are those of a real
+  epoch.
 """
+
+# pyright: strict
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-
-import torch
-from cachetools import LRUCache, cached
+from contextlib import closing
 
 from ml_trainer_env.models import EpochPlan
-from ml_trainer_env.server.runtime.asking import PATIENCE, Asker, CalledOff
-from ml_trainer_env.server.runtime.runner import Runner
-from ml_trainer_env.server.runtime.snapshots import SnapshotFolder, Snapshots
-from ml_trainer_env.server.settings import Settings
-from ml_trainer_env.server.trainer import TrainingState, next_key
-
-_MB = 2**20
-GRADES = 4096  # that are remembered: a key and a number each
-Shared = Future[TrainingState | None]  # None: whoever trained it did not finish
-
-
-def shared(runner: Runner, settings: Settings) -> Runner:
-    """`runner` with its epochs shared, unless the settings say otherwise."""
-    if not settings.sharing:
-        return runner
-    folder = None
-    if settings.state_dir:
-        folder = SnapshotFolder(settings.state_dir / "states", settings.state_mb * _MB)
-    snapshots = Snapshots(settings.snapshot_mb * _MB, folder)
-    return SharingRunner(runner, snapshots, settings.verify_shared)
-
-
-class SharedEpochMismatch(AssertionError):
-    """An epoch trained again did not give the bits that were stored: the engine broke its word."""
+from ml_trainer_env.server.runs import Engine, Run
+from ml_trainer_env.server.runtime.asking import Asker, patience
+from ml_trainer_env.server.runtime.orders import metrics_of, record
+from ml_trainer_env.server.runtime.records import Records
+from ml_trainer_env.server.runtime.runner import Runner, SharedEpochMismatch, Trained
 
 
 class SharingRunner:
-    """`runner`, asked only for epochs that `snapshots` lacks.
+    """`runner`, asked only for what `records` lacks.
 
-    `verify` is the share of the taken epochs, chosen by their keys, that are trained again and
+    `verify` is the share of the known epochs, chosen by their keys, that are trained again and
     compared; a difference raises `SharedEpochMismatch`.
     """
 
-    def __init__(self, runner: Runner, snapshots: Snapshots, verify: float = 0.0) -> None:
-        self._runner = runner
-        self._snapshots = snapshots
+    def __init__(self, runner: Runner, records: Records, verify: float = 0.0) -> None:
+        self.runner = runner
+        self.records = records
         self._verify = verify
-        self._lock = threading.Lock()
-        self._in_progress: dict[str, Shared] = {}
-        remembered = cached(
-            LRUCache(GRADES), key=lambda state: state.key, condition=threading.Condition()
-        )
-        self._test_accuracy = remembered(runner.test_accuracy)
+        self._claims = _Claims()
 
-    def advance(
-        self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
-    ) -> TrainingState:
-        asker = asker or Asker()
-        key = next_key(state.key, plan)
-        taken = None
-        while taken is None:
-            mine = Shared()
-            with self._lock:
-                first = self._in_progress.setdefault(key, mine)
-            if first is not mine:
-                taken = _wait(first, asker)
+    def engine(self) -> Engine:
+        return self.runner.engine()
+
+    def train(
+        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+    ) -> Generator[Trained]:
+        asker, left = asker or Asker(), list(plans)
+        while left and not asker.gone():
+            key = run.then(left[0])
+            epoch = self._known(key, run, left[0])
+            if epoch is not None:
+                if self._is_in_the_sample(key):
+                    self._verified(epoch, run, asker)
+                epochs = iter((epoch,))
+            elif self._claims_unknown(key):
+                epochs = self._trained(key, run, list(left), asker)
+            else:
+                self._claims.wait(key, asker)
                 continue
-            after, was_stored = self._provide(mine, key, state, plan, asker)
-            if not was_stored:
-                return after
-            taken = after
-        if int(key[:8], 16) < self._verify * 2**32:
-            _compare(taken, self._runner.advance(state, plan, asker))
-        asker.shared += 1
-        return taken
+            began = run.epoch
+            for each in epochs:
+                run = run.after(each.record)
+                del left[0]
+                yield each
+                if each.record.diverged:
+                    return
+            if epoch is None and run.epoch == began:  # called off
+                return
 
-    def test_accuracy(self, state: TrainingState) -> float:
-        return self._test_accuracy(state)
+    def test_accuracy(self, run: Run) -> float:
+        """Asked for several times at once, it is graded once."""
+        while True:
+            known = self.records.get(run.key)
+            if known is not None and known.test_accuracy is not None:
+                return known.test_accuracy
+            claim = f"grade of {run.key}"
+            if self._claims.take(claim):
+                try:
+                    accuracy = self.runner.test_accuracy(run)
+                    self.records.put_test_accuracy(run.key, accuracy)
+                    return accuracy
+                finally:
+                    self._claims.release(claim)
+            self._claims.wait(claim, Asker())
 
-    def recall(self, key: str) -> TrainingState | None:
-        return self._snapshots.get(key)
+    def _known(self, key: str, run: Run, plan: EpochPlan) -> Trained | None:
+        known = self.records.get(key)
+        if known is None:
+            return None
+        return Trained(record(run.epoch + 1, plan, known.metrics), known.seconds, shared=True)
 
-    def _provide(
-        self, mine: Shared, key: str, state: TrainingState, plan: EpochPlan, asker: Asker
-    ) -> tuple[TrainingState, bool]:
-        """The epoch, and whether it was stored, for us and for all who wait for `mine`."""
-        after = None
+    def _trained(
+        self, claimed: str, run: Run, plans: list[EpochPlan], asker: Asker
+    ) -> Generator[Trained]:
+        """Epochs that nobody has trained, up to the first that somebody has, or is training.
+
+        The next one is claimed before the last one is told of, so that those who wait for it find
+        it in good hands.
+        """
         try:
-            after = self._snapshots.get(key)
-            if after is not None:
-                return after, True
-            after = self._runner.advance(state, plan, asker)
-            self._snapshots.put(after)
-            return after, False
+            with closing(self.runner.train(run, plans, asker)) as epochs:
+                for epoch, after in zip(epochs, [*plans[1:], None], strict=False):
+                    self.records.put(claimed, metrics_of(epoch.record), epoch.seconds)
+                    run = run.after(epoch.record)
+                    goes_on = after is not None and not epoch.record.diverged
+                    following = run.then(after) if goes_on and after else ""
+                    goes_on = goes_on and self._claims_unknown(following)
+                    self._claims.release(claimed)
+                    claimed = following if goes_on else ""
+                    yield epoch
+                    if not goes_on:
+                        return
         finally:
-            with self._lock:  # before they wake, so that one of them can take over
-                del self._in_progress[key]
-            mine.set_result(after)
+            if claimed:
+                self._claims.release(claimed)
+
+    def _claims_unknown(self, key: str) -> bool:
+        """Whether the epoch with this key is now ours to train."""
+        if not self._claims.take(key):
+            return False
+        if self.records.get(key) is None:
+            return True
+        self._claims.release(key)
+        return False
+
+    def _is_in_the_sample(self, key: str) -> bool:
+        return int(key[:8], 16) < self._verify * 2**32
+
+    def _verified(self, known: Trained, run: Run, asker: Asker) -> None:
+        """Train it again. Raises `SharedEpochMismatch`."""
+        for trained in self.runner.train(run, [known.record.plan], asker):
+            if trained.record != known.record:
+                raise SharedEpochMismatch(
+                    f"epoch {known.record.epoch} of {run.workload.dataset}, seed {run.seed}, on "
+                    f"from {run.key}: trained again, it gave {trained.record}, and before "
+                    f"{known.record}"
+                )
 
 
-def _wait(theirs: Shared, asker: Asker) -> TrainingState | None:
-    """What comes of an epoch in progress elsewhere. Raises `CalledOff` when the asker is gone."""
-    while True:
-        try:
-            return theirs.result(PATIENCE)
-        except TimeoutError:
-            if asker.gone():
-                raise CalledOff("nobody waits for it any more") from None
+class _Claims:
+    """Who makes what: at most one maker for each key. Any thread may call."""
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[str, Future[None]] = {}
 
-def _compare(taken: TrainingState, trained: TrainingState) -> None:
-    pairs = {
-        "key": (taken.key, trained.key),
-        "history": (taken.history, trained.history),
-        "optimizer": (taken.optimizer, trained.optimizer),
-        "steps": (taken.steps, trained.steps),
-        "number of moments": (len(taken.moments), len(trained.moments)),
-    }
-    different = [name for name, (one, other) in pairs.items() if one != other]
-    tensors = {
-        "weights": (taken.current.weights, trained.current.weights),
-        "statistics": (taken.current.statistics, trained.current.statistics),
-        "best weights": (taken.best_checkpoint.weights, trained.best_checkpoint.weights),
-        "best statistics": (taken.best_checkpoint.statistics, trained.best_checkpoint.statistics),
-    }
-    moments = zip(taken.moments, trained.moments, strict=False)
-    tensors |= {f"moments {number}": pair for number, pair in enumerate(moments)}
-    different += [name for name, pair in tensors.items() if not torch.equal(*pair)]
-    if different:
-        raise SharedEpochMismatch(
-            f"epoch {taken.epoch} of {taken.workload.dataset}, seed {taken.seed}, key {taken.key}: "
-            f"trained again, it differs in {', '.join(different)}"
-        )
+    def take(self, key: str) -> bool:
+        """Whether it is ours now."""
+        with self._lock:
+            if key in self._made:
+                return False
+            self._made[key] = Future()
+            return True
+
+    def release(self, key: str) -> None:
+        """It is made, or given up; those who wait look again."""
+        with self._lock:
+            done = self._made.pop(key)
+        done.set_result(None)
+
+    def wait(self, key: str, asker: Asker) -> None:
+        """Until it is made or given up, or the asker is gone."""
+        done = self._made.get(key)
+        while done is not None and not asker.gone():
+            try:
+                done.result(patience(len(self._made)))
+            except TimeoutError:
+                continue
+            return

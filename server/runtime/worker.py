@@ -1,98 +1,140 @@
 """A process that trains, for the pool: `python -m ml_trainer_env.server.runtime.worker`.
 
-It takes a job at a time from its socket and answers it, and holds on to the state that came of the
-last one: whoever goes on from there need not send it. When the process at the other end is gone,
-even by SIGKILL, it ends at once, in the middle of an epoch too, and while it still loads torch:
-what takes long to import is imported by whoever needs it.
+It takes an order at a time from its socket and answers it while epochs are made. When the process
+at the other end is gone, even by SIGKILL, it ends at once, in the middle of an epoch too, and while
+it still loads torch: what takes long to import is imported once it listens.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
-from functools import cache
+from dataclasses import asdict
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_trainer_env.server.runtime.channel import Channel, Message
 
 if TYPE_CHECKING:
-    from ml_trainer_env.server.engine.team import Team
-    from ml_trainer_env.server.trainer import TrainingState
+    from ml_trainer_env.server.runs import Precision
+    from ml_trainer_env.server.runtime.jobs import Computer
+
+SPACING = 0.1  # seconds between two messages: a crowd of short epochs would keep the server busy
+STOP = b'{"stop": true}'  # the epoch in progress is to be the last one of its order
 
 
-def main(descriptor: int, memory: int) -> None:
+class Inbox:
+    """What the other end sends, read as it comes; so its end is noticed, and so is a stop."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._orders: SimpleQueue[Message] = SimpleQueue()
+        self._stop = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def next_order(self) -> Message:
+        return self._orders.get()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message = self._channel.receive()
+                if message.text == STOP:
+                    self._stop.set()
+                else:
+                    self._stop.clear()  # it came too late for the order before
+                    self._orders.put(message)
+        except EOFError:
+            os._exit(0)
+
+
+def main(descriptor: int, precision: Precision) -> None:
     """Work until the other end closes."""
-    channel = Channel(socket.socket(fileno=descriptor), memory)
-    jobs: SimpleQueue[Message] = SimpleQueue()
-    threading.Thread(target=_read, args=(channel, jobs), daemon=True).start()
-    from ml_trainer_env.server import trainer
-
-    trainer.configure_process()
-    with suppress(OSError):  # nobody is left to be told, and _read ends the process
-        channel.send({"started": True})
-    held: TrainingState | None = None
-    while True:
-        head, body, held = _answer(jobs.get(), held)
-        with suppress(OSError):  # as above
-            channel.send(head, body)
-
-
-def _read(channel: Channel, jobs: SimpleQueue[Message]) -> None:
-    """Jobs come one at a time, so this mostly waits for the end."""
+    channel = Channel(socket.socket(fileno=descriptor))
+    inbox = Inbox(channel)
     try:
-        while True:
-            jobs.put(channel.receive())
-    except EOFError:
-        os._exit(0)
+        from ml_trainer_env.server import trainer
+        from ml_trainer_env.server.runtime.jobs import Computer
 
-
-def _answer(
-    job: Message, held: TrainingState | None
-) -> tuple[dict[str, object], bytes, TrainingState | None]:
-    """The answer, and the state that is held from here on; a job without a state is on `held`."""
-    from ml_trainer_env.models import EpochPlan
-    from ml_trainer_env.server import trainer
-    from ml_trainer_env.server.runtime import state_bytes
-
-    try:
-        _adopt_data(job)
-        state = state_bytes.unpack(job.body) if job.body else held
-        assert state is not None
-        plan, team = job.head["plan"], _team(job.head["threads"])
-        if plan is None:
-            accuracy = trainer.test_accuracy(state, team)
-            return {"test_accuracy": accuracy, "holds": state.key}, b"", state
-        after = trainer.advance(state, EpochPlan.model_validate(plan), team)
-        return {"holds": after.key}, state_bytes.pack(after), after
+        trainer.configure_process()
+        _tell(channel, {"engine": asdict(trainer.engine(precision))})
+        computer = Computer()
     except Exception:
-        return {"error": traceback.format_exc(), "holds": None}, b"", None
+        _tell(channel, {"error": traceback.format_exc()})
+        return
+    while True:
+        _carry_out(inbox.next_order(), computer, inbox, channel)
 
 
-def _adopt_data(job: Message) -> None:
-    """With the first job on a data set comes the file that holds it."""
+def _carry_out(message: Message, computer: Computer, inbox: Inbox, channel: Channel) -> None:
+    """An order, or a data set to be loaded for all."""
+    from ml_trainer_env.server.runtime.orders import Order
+
+    content, files = json.loads(message.text), list(message.files)
+    try:
+        if "load" in content:
+            _load(content["load"], channel)
+            return
+        if content["data"] is not None:
+            _adopt(content["order"]["workload"]["dataset"], content["data"], files.pop())
+        order = Order.model_validate(content["order"])
+        state = files[0] if files else None
+        told, waiting = time.monotonic(), list[str]()
+        for answer, written in computer.perform(order, state, inbox.stopped):
+            waiting.append(answer.model_dump_json(exclude_defaults=True))
+            if answer.last or time.monotonic() - told >= SPACING:
+                _send(channel, f"[{','.join(waiting)}]".encode(), written)
+                told, waiting = time.monotonic(), []
+    except Exception:
+        _tell(channel, [{"error": traceback.format_exc(), "last": True}])
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def _load(name: str, channel: Channel) -> None:
+    """Load a data set and hand the file that holds it over, for all workers to map."""
+    from ml_trainer_env.server.engine import resident
+    from ml_trainer_env.server.runtime.shared_data import share
+
+    data = share(resident.load(name))
+    with data.file:
+        _send(channel, json.dumps({"places": data.places}).encode(), os.dup(data.file.fileno()))
+
+
+def _adopt(name: str, places: list[Any], file: int) -> None:
+    """With the first order on a data set comes the file that holds it."""
     from ml_trainer_env.server.engine import resident
     from ml_trainer_env.server.runtime.shared_data import Place, attach
 
-    if job.file is None:
-        return
     try:
-        places = [Place(*place) for place in job.head["places"]]
-        resident.adopt(job.head["dataset"], attach(job.file, places))
+        resident.adopt(name, attach(file, [Place(*place) for place in places]))
     finally:
-        os.close(job.file)
+        os.close(file)
 
 
-@cache
-def _team(threads: int) -> Team:
-    from ml_trainer_env.server.engine.team import Team
+def _tell(channel: Channel, content: object) -> None:
+    _send(channel, json.dumps(content).encode(), None)
 
-    return Team(threads)
+
+def _send(channel: Channel, text: bytes, file: int | None) -> None:
+    """The descriptor is closed: the file is the receiver's."""
+    try:
+        with suppress(OSError):  # nobody is left to be told, and the inbox ends the process
+            channel.send(text, [] if file is None else [file])
+    finally:
+        if file is not None:
+            os.close(file)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), sys.argv[2])  # pyright: ignore[reportArgumentType]

@@ -1,35 +1,42 @@
 """What all sessions of a process share, as its settings say; made when first needed.
 
-A server trains in worker processes, an environment inside another program in that program's own
-process; both share epochs between their sessions.
+A server trains in worker processes and loads no torch itself; an environment inside another program
+trains in that program's own process. Both share epochs between their sessions.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from ml_trainer_env.server import settings
+from ml_trainer_env.server import runs, settings
 from ml_trainer_env.server.ending import Ending
-from ml_trainer_env.server.runtime.cores import available
+from ml_trainer_env.server.runs import Engine, Run, Workload
+from ml_trainer_env.server.runtime.cores import Cores, available
+from ml_trainer_env.server.runtime.pool import Pool
+from ml_trainer_env.server.runtime.records import NAME, Records
+from ml_trainer_env.server.runtime.runner import (
+    Executor,
+    Runner,
+    SliceRunner,
+    WorkerFailed,
+    WorkerLost,
+)
+from ml_trainer_env.server.runtime.sharing import SharingRunner
+from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.session.saved import SavedEpisodes
+from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError
-
-if TYPE_CHECKING:  # importing them for real would load torch
-    from ml_trainer_env.server.runtime.pool import PoolRunner
-    from ml_trainer_env.server.runtime.runner import Runner
-    from ml_trainer_env.server.trainer import TrainingState
-
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
 T = TypeVar("T")
+_MB = 2**20
 
 
 def _once(make: Callable[[], T]) -> Callable[[], T]:
@@ -43,20 +50,30 @@ def _once(make: Callable[[], T]) -> Callable[[], T]:
     return get
 
 
-def begin(task: Task, seed: int) -> TrainingState:
-    """The untrained network. Raises `ActionError` for a task that is too large for a session."""
-    from ml_trainer_env.server import trainer  # torch: only once training is asked for
-
-    chosen = settings.current()
-    workload = trainer.Workload(task.network, task.dataset, task.shards, task.version)
-    training = trainer.start(workload, seed, chosen.precision)
-    needed, allowed = trainer.most_bytes(training), chosen.session_mb * 2**20
+def begin(engine: Engine, task: Task, seed: int) -> Run:
+    """The untrained run. Raises `ActionError` for a task that is too large for a session."""
+    allowed = settings.current().session_mb * _MB
+    needed = engine.state_bytes.get(task.network, 0)
     if needed > allowed:
         raise ActionError(
-            f"task_id: a session of {task.task_id} holds up to {needed / 2**20:.1f} MB, and this "
-            f"server allows {chosen.session_mb} MB (ML_TRAINER_SESSION_MB)"
+            f"task_id: a session of {task.task_id} holds up to {needed / _MB:.1f} MB, and this "
+            f"server allows {allowed // _MB} MB (ML_TRAINER_SESSION_MB)"
         )
-    return training
+    workload = Workload(task.network, task.dataset, task.shards, task.version)
+    return runs.begin(workload, seed, engine)
+
+
+def runner_on(executor: Executor, chosen: Settings) -> Runner:
+    """Has `executor` train, with what is remembered as the settings say."""
+    folder = chosen.state_dir
+    states = States(
+        (chosen.state_mb if folder else chosen.snapshot_mb) * _MB, folder and folder / "states"
+    )
+    cores = Cores(chosen.threads, available(chosen.cores), chosen.max_waiting)
+    runner = SliceRunner(executor, cores, states)
+    if not chosen.sharing:
+        return runner
+    return SharingRunner(runner, Records(folder and folder / NAME), chosen.verify_shared)
 
 
 @_once
@@ -75,64 +92,52 @@ def places() -> Places[Any]:
 @_once
 def inline_runner() -> Runner:
     """Trains in the threads of this process."""
-    from ml_trainer_env.server.runtime.runner import InlineRunner
-    from ml_trainer_env.server.runtime.sharing import shared
+    from ml_trainer_env.server.runtime.inline import Inline  # torch
 
     chosen = settings.current()
-    runner = InlineRunner(chosen.threads, available(chosen.cores), chosen.max_waiting)
-    return shared(runner, chosen)
+    return runner_on(Inline(chosen.precision), chosen)
 
 
 @_once
 def server_runner() -> Runner:
     """In worker processes, unless the settings say otherwise."""
-    from ml_trainer_env.server.runtime.sharing import shared
-
     chosen = settings.current()
-    return shared(pool(), chosen) if chosen.runner == "pool" else inline_runner()
-
-
-def load(*, workers: bool) -> None:
-    """Load torch and the engine. `workers`: training is left to those of the pool."""
-    from ml_trainer_env.server import trainer
-    from ml_trainer_env.server.engine import malloc
-    from ml_trainer_env.server.runtime import pool, sharing  # noqa: F401
-
-    if workers:
-        malloc.return_freed()
-    else:
-        trainer.configure_process()
-    trainer.engine_fingerprint()  # a first step: torch loads some of itself only then
-    # What is loaded stays. A full collection that goes through it holds everybody up for 0.3 s.
-    gc.collect()
-    gc.freeze()
-
-
-def prepare(*, workers: bool) -> None:
-    """Load the three data sets, fetching what is missing; failures go to the log.
-
-    `workers`: start those of the pool, too, with the same data.
-    """
-    from ml_trainer_env.server import datasets, trainer
-
-    try:
-        trainer.engine_fingerprint(settings.current().precision)  # refuses what cannot be done here
-        if workers:
-            pool().prepare(datasets.NAMES)
-        for name in datasets.NAMES:
-            datasets.load(name)
-    except Ending:
-        return
-    except (ValueError, datasets.DatasetUnavailable) as error:
-        log.error("%s", error)  # whoever trains is told that it failed
-    else:
-        log.info("ready: torch and data are loaded")
+    return runner_on(pool(), chosen) if chosen.runner == "pool" else inline_runner()
 
 
 @_once
-def pool() -> PoolRunner:
+def pool() -> Pool:
     """Needs no closing: the workers end with this process."""
-    from ml_trainer_env.server.runtime.pool import PoolRunner
-
     chosen = settings.current()
-    return PoolRunner(chosen.threads, available(chosen.cores), max_waiting=chosen.max_waiting)
+    return Pool(available(chosen.cores), chosen.precision)
+
+
+def load() -> None:
+    """Load torch and the engine, for whoever trains in this process."""
+    from ml_trainer_env.server import trainer
+
+    trainer.configure_process()
+    trainer.engine_fingerprint()  # a first step: torch loads some of itself only then
+    inline_runner()
+
+
+def prepare(*, workers: bool) -> None:
+    """Have the three data sets ready, fetching what is missing; failures go to the log.
+
+    `workers`: start those of the pool, which load them.
+    """
+    from ml_trainer_env.server import datasets
+
+    try:
+        if workers:
+            pool().prepare()
+        for name in datasets.NAMES:
+            datasets.prepare(name)
+        if workers:
+            pool().prepare(datasets.NAMES)
+    except Ending:
+        return
+    except (ValueError, WorkerFailed, WorkerLost, datasets.DatasetUnavailable) as error:
+        log.error("%s", error)  # whoever trains is told that it failed
+    else:
+        log.info("ready: data are loaded, and whoever trains")

@@ -7,11 +7,11 @@ resumed in its place. Guarantees:
 - Two open episodes never have the same id, and only the session that holds an episode changes
   what is saved of it.
 - An episode is saved after every finished action, never in the middle of one; what an interrupted
-  action had trained lies in the snapshots and is not trained again.
+  action had trained is remembered as any epoch is, and not trained again.
 
 With a folder, an episode stays in it when its session is closed or the server is killed, until it
-is graded or its session begins another. The weights are not in it: `Runner.recall` has them, and
-where it has not, they are trained again from the plans, to the same bits.
+is graded or its session begins another. The weights are not in it: whoever trains on has them, or
+trains them again, to the same bits.
 """
 
 # pyright: strict
@@ -28,19 +28,15 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ml_trainer_env.models import EpochRecord, TaskId, TrainingConfig
 from ml_trainer_env.server.episode.episode import Situation
 from ml_trainer_env.server.episode.schedules import RunningSchedule
+from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown
-
-if TYPE_CHECKING:  # importing them for real would load torch
-    from ml_trainer_env.server.runtime.runner import Runner
-    from ml_trainer_env.server.trainer import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +55,7 @@ class Saved:
 
 
 class _Entry(BaseModel):
-    """A file: all of `Saved` but the weights, and nothing that opens it."""
+    """A file: all of `Saved`, and nothing that opens it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -141,15 +137,13 @@ class SavedEpisodes:
             self._register(held)
         return held
 
-    def find(
-        self, key: str, option: str, begin: Callable[[Task, int], TrainingState], runner: Runner
-    ) -> Saved:
-        """Where the episode stands, trained again if need be; `option` is what brought the key.
+    def find(self, key: str, option: str, begin: Callable[[Task, int], Run]) -> Saved:
+        """Where the episode stands; `option` is what brought the key.
 
         Raises `ActionError`.
         """
         known = self._known(key, option)
-        return known if isinstance(known, Saved) else _trained_again(known, option, begin, runner)
+        return known if isinstance(known, Saved) else _read_back(known, option, begin)
 
     def save(self, held: Held, saved: Saved) -> None:
         """Replace what was saved; a graded episode is forgotten. Never raises for a full disk."""
@@ -229,16 +223,12 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _trained_again(
-    entry: _Entry, option: str, begin: Callable[[Task, int], TrainingState], runner: Runner
-) -> Saved:
+def _read_back(entry: _Entry, option: str, begin: Callable[[Task, int], Run]) -> Saved:
     """Raises `ActionError` where the same bits cannot come of it."""
     task = TASKS[entry.task_id]
-    training = runner.recall(entry.training)
-    if training is None:
-        training = begin(task, entry.seed)
-        for record in entry.history:
-            training = runner.advance(training, record.plan)
+    training = begin(task, entry.seed)
+    for record in entry.history:
+        training = training.after(record)
     if training.key != entry.training or task.version != entry.task_version:
         raise ActionError(
             f"{option}: this episode was trained by another version of the task or the engine, or "

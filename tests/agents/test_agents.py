@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from fakes import DIVERGED, FakeRunner, Metrics, begin
+from fakes import DIVERGED, FakeRunner, Metrics
 
 from ml_trainer_env.agents import catalogue
 from ml_trainer_env.agents.attempt import Attempt, Refused
@@ -33,7 +33,7 @@ SEARCHES = ["optuna", "halving", pytest.param("pbt", marks=forks)]
 
 
 def in_process(runner: FakeRunner) -> Connect:
-    return lambda: LocalSession(MLTrainerEnvironment(runner, begin))
+    return lambda: LocalSession(MLTrainerEnvironment(runner))
 
 
 def played(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from real import engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,8 +24,7 @@ from ml_trainer_env.server.runtime.runner import Runner
 
 
 def sessions(runner: Runner | FakeRunner) -> Callable[[], LocalSession]:
-    fake = begin if isinstance(runner, FakeRunner) else None
-    return lambda: LocalSession(MLTrainerEnvironment(runner, fake))
+    return lambda: LocalSession(MLTrainerEnvironment(runner))
 
 
 def recorded(
@@ -166,7 +165,7 @@ def test_on_the_engine_a_record_is_replayed_bit_for_bit(name: str, tmp_path: Pat
 def test_curves_have_every_epoch_however_long_the_calls(tmp_path: Path, runner: FakeRunner) -> None:
     curves = TensorBoardCurves(tmp_path)
 
-    env = MLTrainerEnvironment(runner, begin)
+    env = MLTrainerEnvironment(runner)
     with Attempt("long", lambda: LocalSession(env), "hard_cifar", 5, [curves]) as attempt:
         trial = attempt.begin()
         trial.call("configure_training")

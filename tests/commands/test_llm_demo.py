@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 
 from ml_trainer_env import llm_demo
 from ml_trainer_env.agents.attempt import Attempt
@@ -47,7 +47,7 @@ def test_a_real_model_plays_an_episode(
         settings = LLMSettings.load()
 
         def connect() -> LocalSession:
-            return LocalSession(MLTrainerEnvironment(runner, begin))
+            return LocalSession(MLTrainerEnvironment(runner))
 
         with Attempt("llm", connect, "easy_mnist", 0, [lines.append]) as attempt:
             agent.play(attempt, Chat(settings), settings.decisions("easy_mnist"))

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
 import threading
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from contextlib import closing
 from typing import Any
 
 import pytest
 from openenv.core.env_server.mcp_types import CallToolAction
+from real import inline
 from states import small
 
 from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
 from ml_trainer_env.models import TASK_IDS, EpochPlan, TrainingStatus
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker
-from ml_trainer_env.server.runtime.pool import PoolRunner
-from ml_trainer_env.server.runtime.runner import InlineRunner, Runner
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.pool import LoadedData, Pool
+from ml_trainer_env.server.runtime.records import Records
+from ml_trainer_env.server.runtime.runner import Runner, SliceRunner, Trained
+from ml_trainer_env.server.runtime.shared_data import share
 from ml_trainer_env.server.runtime.sharing import SharingRunner
-from ml_trainer_env.server.runtime.snapshots import Snapshots
+from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.session.saved import SavedEpisodes
-from ml_trainer_env.server.trainer import TrainingState
 
 SESSIONS = 24
 EVERY = 8  # epochs between two kills
+BUDGET = 20 * 2**20  # bytes of states
 
 
 def moves(number: int) -> list[Any]:
@@ -57,34 +64,41 @@ def play(number: int, runner: Runner, vanish_after: int | None = None) -> Traini
     return status
 
 
-class KilledPool(PoolRunner):
-    """Kills one of its workers, busy or idle, for every so many epochs that it has trained.
+def load(dataset: str) -> LoadedData:
+    """Little of it, for the workers."""
+    data = share(small(dataset))
+    with data.file:
+        return LoadedData(os.dup(data.file.fileno()), data.places)
+
+
+class KillingRunner(SliceRunner):
+    """Kills one of its workers, busy or idle, for every so many epochs that they have trained.
 
     By epochs and not by the clock: on a busy machine a worker needs longer to start than between
     two kills, and none would ever train.
     """
 
     def __init__(self, chance: random.Random) -> None:
-        super().__init__(threads=2, cores=2, load=small)
+        self.pool = Pool(2, load=load)
+        super().__init__(self.pool, Cores(threads=2, total=2), States(BUDGET))
         self.killed = 0
         self._chance = chance
-        self._epochs = itertools.count(1)
+        self._trained = itertools.count(1)
 
-    def advance(
-        self, state: TrainingState, plan: EpochPlan, asker: Asker | None = None
-    ) -> TrainingState:
-        after = super().advance(state, plan, asker)
-        if next(self._epochs) % EVERY == 0:
-            alive = [process for process in self.processes() if process.poll() is None]
-            if alive:
-                self._chance.choice(alive).kill()
-                self.killed += 1
-        return after
+    def train(
+        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+    ) -> Generator[Trained]:
+        with closing(super().train(run, plans, asker)) as epochs:
+            for epoch in epochs:
+                if next(self._trained) % EVERY == 0:
+                    self._kill()
+                yield epoch
 
-
-@cache
-def inline() -> InlineRunner:
-    return InlineRunner(threads=1)
+    def _kill(self) -> None:
+        alive = [process for process in self.pool.processes() if process.poll() is None]
+        if alive:
+            self._chance.choice(alive).kill()
+            self.killed += 1
 
 
 @pytest.mark.slow
@@ -92,29 +106,29 @@ def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.Monk
     chance = random.Random(1)
     monkeypatch.setattr(trainer, "resident", small)
     vanishing = {number: chance.randrange(6) for number in range(0, SESSIONS, 5)}
-    pool = KilledPool(chance)
-    runner = SharingRunner(pool, Snapshots(20 * 2**20), verify=0.1)
+    workers, alone = KillingRunner(chance), inline()
+    runner = SharingRunner(workers, Records(), verify=0.1)
 
     def session(number: int) -> TrainingStatus | None:
         return play(number, runner, vanishing.get(number))
 
     with ThreadPoolExecutor(SESSIONS) as threads:
         ended = list(threads.map(session, range(SESSIONS)))
-    assert pool.killed >= 3
+    assert workers.killed >= 3
     assert [number for number, status in enumerate(ended) if status is None] == list(vanishing)
     for number, status in enumerate(ended):
         if status is not None:
-            alone = play(number, inline())
-            assert alone is not None
-            assert status.grade == alone.grade
-            assert status.reward_terms == alone.reward_terms
-    assert runner._in_progress == {}
-    assert pool._cores.waiting == 0
-    assert pool._cores._free == pool._cores.total
-    assert runner._snapshots.used <= 20 * 2**20
-    processes = pool.processes()
-    pool.close()
-    assert all(process.returncode is not None for process in processes)
+            expected = play(number, alone)
+            assert expected is not None
+            assert status.grade == expected.grade
+            assert status.reward_terms == expected.reward_terms
+    assert runner._claims._made == {}
+    assert workers.cores.waiting == 0
+    assert workers.cores._free == workers.cores.total
+    assert workers.states.used <= BUDGET
+    processes = workers.pool.processes()
+    workers.pool.close()
+    assert all(process.poll() is not None for process in processes)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import gradio as gr
 import httpx
 import plotly.graph_objects as go
 import pytest
-from fakes import HIDDEN_TEST_ACCURACY, FakeRunner, begin
+from fakes import HIDDEN_TEST_ACCURACY, FakeRunner
 from live import serving, with_page
 from play import call, diverge
 
@@ -212,7 +212,7 @@ def test_the_page_is_there_where_it_is_enabled(
 ) -> None:
     assert httpx.get(f"{url}/web/").status_code == 404
     monkeypatch.setenv("ENABLE_WEB_INTERFACE", "true")
-    with serving(with_page(partial(MLTrainerEnvironment, runner, begin))) as enabled:
+    with serving(with_page(partial(MLTrainerEnvironment, runner))) as enabled:
         page = httpx.get(f"{enabled}/web/")
         for path in ("reset", "step"):  # OpenEnv's, to one environment that all visitors share
             assert httpx.post(f"{enabled}/web/{path}", json={}).status_code in (404, 405)

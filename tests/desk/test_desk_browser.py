@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeRunner, Steps, begin
+from fakes import FakeRunner, Steps
 from live import eventually, serving, with_page
 from play import record
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -70,7 +70,7 @@ def page_of(
 
 @pytest.fixture
 def url(page_of: Callable[..., str], runner: FakeRunner) -> Iterator[str]:
-    yield page_of(partial(MLTrainerEnvironment, runner, begin))
+    yield page_of(partial(MLTrainerEnvironment, runner))
     runner.gate.set()
 
 
@@ -302,7 +302,7 @@ def test_a_silent_visitor_gives_up_the_place(
     visit: Callable[..., Page],
     places: Places[MLTrainerEnvironment],
 ) -> None:
-    page = visit(page_of(partial(MLTrainerEnvironment, runner, begin), session_timeout=1))
+    page = visit(page_of(partial(MLTrainerEnvironment, runner), session_timeout=1))
     start(page)
     eventually(lambda: not places.guests())
     page.click("#desk-apply-button")
@@ -333,7 +333,7 @@ def test_a_lost_server_is_told(
 ) -> None:
     monkeypatch.setenv("ENABLE_WEB_INTERFACE", "true")
     page = browser.new_page()
-    with serving(with_page(partial(MLTrainerEnvironment, runner, begin), Settings())) as url:
+    with serving(with_page(partial(MLTrainerEnvironment, runner), Settings())) as url:
         page.goto(f"{url}/web/")
         expect(page.locator("#desk-start-button")).to_be_visible(timeout=PATIENCE)
         expect(page.locator("#desk-lost")).to_be_hidden()

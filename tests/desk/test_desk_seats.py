@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from live import eventually
 
 from ml_trainer_env.server.desk.seats import Seat, Seats
@@ -29,7 +29,7 @@ def places() -> Places[MLTrainerEnvironment]:
 
 @pytest.fixture
 def seats(runner: FakeRunner, places: Places[MLTrainerEnvironment]) -> Seats:
-    return Seats(partial(MLTrainerEnvironment, runner, begin, places=places))
+    return Seats(partial(MLTrainerEnvironment, runner, places=places))
 
 
 async def ready(seats: Seats, visitor: str = "me") -> Seat:

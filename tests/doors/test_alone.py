@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from live import children, eventually, free_port, is_running
 
 from ml_trainer_env.server import alone, app
 from ml_trainer_env.server.session import process
+from ml_trainer_env.server.settings import Settings
 
 UVICORN = ("-m", "uvicorn", "alone_app:app", "--log-level", "info")
 SCRIPT = """
@@ -124,9 +126,15 @@ def test_a_lonely_child_of_any_supervisor_serves(start: Start) -> None:
     assert is_running(child)
 
 
-def test_the_server_asks_before_it_loads_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("runner", "expected"), [("pool", ["alone?"]), ("inline", ["alone?", "load", "alone?"])]
+)
+def test_the_server_asks_before_it_loads_and_again(
+    monkeypatch: pytest.MonkeyPatch, runner: Any, expected: list[str]
+) -> None:
     steps: list[str] = []
+    monkeypatch.setattr(app, "current", lambda: Settings(runner=runner))
     monkeypatch.setattr(alone, "refuse_company", lambda: steps.append("alone?"))
-    monkeypatch.setattr(process, "load", lambda **_: steps.append("load"))
+    monkeypatch.setattr(process, "load", lambda: steps.append("load"))
     app.load()
-    assert steps == ["alone?", "load", "alone?"]
+    assert steps == expected

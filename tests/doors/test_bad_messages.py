@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live import serving
@@ -28,7 +28,7 @@ from ml_trainer_env.server.settings import Settings
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     def environment() -> MLTrainerEnvironment:
-        return MLTrainerEnvironment(FakeRunner(), begin)
+        return MLTrainerEnvironment(FakeRunner())
 
     with serving(build(environment, Settings(max_sessions=4))) as url:
         yield url

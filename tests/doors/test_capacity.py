@@ -13,17 +13,16 @@ import pytest
 from live import eventually
 from openenv.core.env_server.mcp_types import CallToolAction
 from openenv.core.mcp_client import MCPToolClient
-from real import Player
+from real import Player, inline
 from states import small
 
 from ml_trainer_env.agents.moves import configure, run
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.server import settings, trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.runtime import cores as lending
 from ml_trainer_env.server.runtime.asking import Asker, QueueFull
 from ml_trainer_env.server.runtime.cores import Cores
-from ml_trainer_env.server.runtime.runner import InlineRunner
-from ml_trainer_env.server.session import process
 from ml_trainer_env.server.session.turnover import FIRST_GUESS, Turnover
 from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tasks import TASKS
@@ -67,8 +66,8 @@ def test_two_trainings_run_side_by_side_and_not_in_turns() -> None:
     one, other = Asker(who="one"), Asker(who="other")
     lent: list[int] = []
     for asker in (one, one, other, one, other, other):
-        with cores.lend(asker) as threads:
-            lent.append(threads)
+        with cores.lend(asker) as turn:
+            lent.append(turn.threads)
     assert lent == [2, 2, 1, 1, 1, 2]
 
 
@@ -93,11 +92,11 @@ def test_a_refused_training_changed_nothing_and_cost_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trainer, "resident", small)
-    runner = InlineRunner(threads=1, cores=1, max_waiting=0)
+    runner = inline(cores=1, max_waiting=0)
     player = Player(runner=runner)
     player.do(configure(), run(1))
     before = player.env.state
-    with runner._cores.lend():
+    with runner.cores.lend():
         observation: Any = player.env.step(
             CallToolAction(tool_name="run_epochs", arguments={"num_epochs": 2})
         )
@@ -113,7 +112,8 @@ def test_a_training_of_many_epochs_comes_to_its_end_however_long_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trainer, "resident", small)
-    runner = InlineRunner(threads=1, cores=1, max_waiting=1)
+    monkeypatch.setattr(lending, "SLICE", 0.0)  # of the shortest turns, an epoch each
+    runner = inline(cores=1, max_waiting=1)
     players = [Player(runner=runner) for _ in range(2)]
     for player in players:
         player.do(configure())
@@ -130,16 +130,14 @@ def test_no_state_of_a_session_weighs_more_than_is_said(
     monkeypatch: pytest.MonkeyPatch, task_id: Any
 ) -> None:
     monkeypatch.setattr(trainer, "resident", small)
-    training = (
-        Player(task_id, runner=InlineRunner(1))
-        .do(configure(optimizer="adam", learning_rate=0.01), run(3))
-        .training
-    )
+    runner = inline()
+    adam = configure(optimizer="adam", learning_rate=0.01)
+    training = Player(task_id, runner).do(adam, run(3)).tensors
     kept = (training.current, training.best_checkpoint)
     tensors = {id(t): t for each in kept for t in (each.weights, each.statistics)}
     tensors |= {id(t): t for t in training.moments}
     weight = sum(tensor.nbytes for tensor in tensors.values())
-    assert weight <= trainer.most_bytes(training) <= 64 * 2**20
+    assert weight <= runner.engine().state_bytes[TASKS[task_id].network] <= 64 * 2**20
 
 
 def test_a_task_that_is_too_large_for_a_session_is_refused_by_name(
@@ -147,7 +145,7 @@ def test_a_task_that_is_too_large_for_a_session_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(settings, "current", lambda: Settings(session_mb=4))
     monkeypatch.setattr(trainer, "resident", small)
-    env = MLTrainerEnvironment(InlineRunner(1), process.begin)
+    env = MLTrainerEnvironment(inline())
     env.reset(task_id="easy_mnist")
     before = env.state
     with pytest.raises(ActionError, match=r"hard_cifar.*ML_TRAINER_SESSION_MB"):

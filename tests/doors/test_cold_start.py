@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 import httpx
-from fakes import FakeRunner, begin
-from live import eventually, serving
+from fakes import FakeRunner
+from live import children, eventually, free_port, serving
 from websockets.sync.client import ClientConnection, connect
 
+from ml_trainer_env import MLTrainerEnv
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
@@ -38,7 +40,7 @@ class Opening:
             time.sleep(0.01)  # others get the time to begin
             if self.fails:
                 raise RuntimeError("this one cannot be opened")
-            return MLTrainerEnvironment(FakeRunner(), begin)
+            return MLTrainerEnvironment(FakeRunner())
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -92,7 +94,7 @@ def test_who_is_refused_or_fails_lets_the_next_one_in() -> None:
 
 def test_what_must_be_loaded_is_loaded_before_anybody_is_listened_to() -> None:
     steps: list[str] = []
-    environment = partial(MLTrainerEnvironment, FakeRunner(), begin)
+    environment = partial(MLTrainerEnvironment, FakeRunner())
     app = build(
         environment,
         Settings(),
@@ -105,17 +107,53 @@ def test_what_must_be_loaded_is_loaded_before_anybody_is_listened_to() -> None:
         eventually(lambda: steps == ["load", "warm up"])
 
 
-def test_loading_leaves_no_import_and_no_large_collection_for_later() -> None:
+def test_loading_leaves_no_import_for_later() -> None:
+    """To a server that trains in its own process."""
     code = """
-import gc
 import sys
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server import tasks
-process.load(workers=True)
+process.load()
 loaded = set(sys.modules)
-assert gc.get_freeze_count() > 100_000 > len(gc.get_objects())
-process.server_runner()
-process.begin(tasks.TASKS["easy_mnist"], 0)
+process.begin(process.inline_runner().engine(), tasks.TASKS["easy_mnist"], 0)
 assert not {name for name in set(sys.modules) - loaded if name.startswith(("torch", "ml_"))}
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# What the server is without ---------------------------------------------------------------------
+
+
+def has_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_server_that_has_trained_holds_no_torch(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    # Python then tells of each module that this process imports, and of none that its workers do.
+    command = [sys.executable, "-X", "importtime", "-m", "ml_trainer_env.server.app"]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as out, subprocess.Popen([*command, *address], stderr=out) as server:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            eventually(lambda: is_healthy(url), timeout=100)
+            with MLTrainerEnv(base_url=url) as env:
+                env.reset()
+                env.call_tool("configure_training")
+                assert env.call_tool("run_epochs", num_epochs=1).val_accuracy > 0.3
+                assert env.call_tool("submit_model").grade.hidden_test_accuracy > 0.3
+                assert not has_torch(server.pid)
+                assert any(map(has_torch, children(server.pid)))  # who trains does
+        finally:
+            server.terminate()
+    imported = {line.rpartition("|")[2].strip() for line in log.read_text().splitlines()}
+    assert "numpy" in imported
+    assert "ml_trainer_env.server.runtime.pool" in imported
+    assert "torch" not in imported
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health").status_code == 200
+    except httpx.TransportError:
+        return False

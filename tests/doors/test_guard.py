@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from guarded import HTTP_DOORS, TOKEN, Broken, bearer
 from live import serving
 from mcp_play import call, client, refused, run
@@ -34,7 +34,7 @@ def serve_module() -> Iterator[Callable[..., str]]:
     with ExitStack() as servers:
 
         def start(**settings: Any) -> str:
-            environment = partial(MLTrainerEnvironment, FakeRunner(), begin)
+            environment = partial(MLTrainerEnvironment, FakeRunner())
             app = build(environment, Settings.model_validate(settings))
             return servers.enter_context(serving(app))
 
@@ -199,7 +199,7 @@ def test_openenvs_mcp_door_refuses_it_in_its_own_way(open_to_all: str) -> None:
 
 @pytest.fixture(scope="module")
 def broken() -> Iterator[str]:
-    with serving(build(partial(Broken, FakeRunner(), begin), Settings())) as url:
+    with serving(build(partial(Broken, FakeRunner()), Settings())) as url:
         yield url
 
 
@@ -249,7 +249,7 @@ def test_and_when_there_is_no_environment_at_all() -> None:
     def one_and_no_more() -> MLTrainerEnvironment:
         if made:  # the first is OpenEnv's own, to look at
             raise PermissionError(13, "Permission denied", "/srv/secret")
-        made.append(MLTrainerEnvironment(FakeRunner(), begin))
+        made.append(MLTrainerEnvironment(FakeRunner()))
         return made[0]
 
     async def scenario() -> str:

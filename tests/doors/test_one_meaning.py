@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -46,7 +46,7 @@ Door = Callable[[str, dict[str, Any]], str | None]  # a tool's error, or None
 
 
 def environment() -> MLTrainerEnvironment:
-    return MLTrainerEnvironment(FakeRunner(), begin)
+    return MLTrainerEnvironment(FakeRunner())
 
 
 class Doors:
@@ -125,7 +125,7 @@ class Doors:
 @pytest.fixture(scope="module")
 def doors() -> Iterator[Doors]:
     with ExitStack() as stack:
-        server = build(partial(MLTrainerEnvironment, FakeRunner(), begin), Settings())
+        server = build(partial(MLTrainerEnvironment, FakeRunner()), Settings())
         yield Doors(stack.enter_context(serving(server)), stack)
 
 

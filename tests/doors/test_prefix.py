@@ -9,7 +9,7 @@ from functools import partial
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from live import serving, with_page
@@ -46,7 +46,7 @@ def root(set_up: tuple[str, str]) -> str:
 def base(set_up: tuple[str, str]) -> Iterator[str]:
     """Where the proxy would ask."""
     root_path, kept = set_up
-    environment = partial(MLTrainerEnvironment, FakeRunner(), begin)
+    environment = partial(MLTrainerEnvironment, FakeRunner())
     settings = Settings.model_validate({"token": TOKEN, "session_timeout": 0.5})
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ENABLE_WEB_INTERFACE", "true")

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from checkout import ROOT
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from live import eventually, serving
 from openenv.core.env_server import mcp_environment
 from openenv.core.mcp_client import MCPToolClient
@@ -326,7 +326,7 @@ def test_health_answers_while_the_data_is_still_being_prepared() -> None:
         started.set()
         ready.wait(10)
 
-    environment = partial(MLTrainerEnvironment, FakeRunner(), begin)
+    environment = partial(MLTrainerEnvironment, FakeRunner())
     with serving(build(environment, Settings(), warm_up)) as url:
         try:
             eventually(started.is_set)
@@ -341,7 +341,7 @@ def test_stopping_the_server_stops_the_trainings(runner: FakeRunner) -> None:
         return 1.0, 0.5, 0.0
 
     runner.script = slow
-    environment = partial(MLTrainerEnvironment, runner, begin)
+    environment = partial(MLTrainerEnvironment, runner)
     with ExitStack() as clients:  # they outlive the server
         with serving(build(environment, Settings())) as url:
             socket = clients.enter_context(socket_to(url))

@@ -8,7 +8,7 @@ from functools import partial
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from guarded import HTTP_DOORS, TOKEN, Broken, bearer
 from live import serving, with_page
 
@@ -29,7 +29,7 @@ def guarded() -> Iterator[str]:
     with ExitStack() as stack:
         patched = stack.enter_context(pytest.MonkeyPatch.context())
         patched.setenv("ENABLE_WEB_INTERFACE", "true")
-        environment = partial(MLTrainerEnvironment, FakeRunner(), begin)
+        environment = partial(MLTrainerEnvironment, FakeRunner())
         settings = Settings.from_environment(
             {"ML_TRAINER_TOKEN": TOKEN, "ML_TRAINER_ORIGINS": f"{FRIEND}:443/"}
         )
@@ -79,7 +79,7 @@ def test_a_listed_site_reads_refusals_and_failures(guarded: str) -> None:
     headers = {"Origin": FRIEND} | bearer(TOKEN)
     too_long = httpx.post(guarded + "/reset", content=b"x" * 2 * MAX_BYTES, headers=headers)
     unreadable = httpx.post(guarded + ADDRESS, headers=headers | {"Accept": "text/html"}, json={})
-    broken = partial(Broken, FakeRunner(), begin)
+    broken = partial(Broken, FakeRunner())
     with serving(with_page(broken, Settings(origins=(FRIEND,)))) as url:
         failed = httpx.post(url + "/reset", json={}, headers=headers)
     answers = [too_long, unreadable, failed]

@@ -30,8 +30,9 @@ from ml_trainer_env.server.engine import fingerprint
 from ml_trainer_env.server.engine.inputs import EpochInputs
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.engine.team import SERIAL, Team
+from ml_trainer_env.server.runs import Workload
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.server.trainer import Checkpoint, TrainingState, Workload, advance
+from ml_trainer_env.server.trainer import Checkpoint, TrainingState, advance
 
 TRAIN, HELD_OUT = 256, 100  # images of the slice: with convolutions, four chunks of evaluation
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
@@ -103,9 +104,7 @@ def digest(state: TrainingState) -> str:
     """Of everything that a state holds."""
     current, best = state.current, state.best_checkpoint
     tensors = (current.weights, current.statistics, best.weights, best.statistics, *state.moments)
-    rest = [record.model_dump_json() for record in state.history]
-    rest += [state.key, str(state.workload), str(state.seed), state.precision]
-    rest += [str(state.optimizer), str(state.steps)]
+    rest = [str(state.run), str(state.optimizer), str(state.steps)]
     return hashlib.sha256("|".join([bits(*tensors), *rest]).encode()).hexdigest()
 
 
@@ -222,7 +221,7 @@ def test_every_field_of_the_plan_changes_the_key_and_the_bits(task_id: str) -> N
 @every_task
 def test_every_origin_has_a_key_of_its_own(task_id: str) -> None:
     state = begin(task_id)
-    work = state.workload
+    work = state.run.workload
     changed = [
         replace(work, network="other"),
         replace(work, dataset="other"),
@@ -417,7 +416,7 @@ def test_the_fingerprint_measures_what_nothing_names(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("name", "value"), SWITCHED[:2])
 def test_other_kernels_are_another_engine(name: str, value: str) -> None:
-    code = "from ml_trainer_env.server import fingerprint; print(fingerprint.measured('fp32'))"
+    code = "from ml_trainer_env.server.engine.fingerprint import measured; print(measured('fp32'))"
     measured = [
         subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, check=True
@@ -429,7 +428,7 @@ def test_other_kernels_are_another_engine(name: str, value: str) -> None:
 
 @every_task
 def test_bf16_is_a_training_of_its_own(task_id: str) -> None:
-    work = begin(task_id).workload
+    work = begin(task_id).run.workload
     try:
         state = trainer.start(work, 0, "bf16")
     except ValueError as error:
@@ -440,7 +439,7 @@ def test_bf16_is_a_training_of_its_own(task_id: str) -> None:
     assert after.key != full.key
     assert bits(after.current.weights) != bits(full.current.weights)
     assert after.current.weights.dtype == torch.float32
-    assert after.history[0].val_loss == pytest.approx(full.history[0].val_loss, rel=0.1)
+    assert after.run.history[0].val_loss == pytest.approx(full.run.history[0].val_loss, rel=0.1)
 
 
 if __name__ == "__main__":

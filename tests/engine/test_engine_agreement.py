@@ -23,8 +23,9 @@ from ml_trainer_env.server import models_nn, trainer
 from ml_trainer_env.server.engine.inputs import EpochInputs
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.models_nn import NETWORKS, ConvNet, Mlp, unflatten
+from ml_trainer_env.server.runs import Workload
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.server.trainer import Checkpoint, TrainingState, Workload, advance
+from ml_trainer_env.server.trainer import Checkpoint, TrainingState, advance
 
 BATCH, TRAIN, HELD_OUT = 64, 330, 130  # images: the last batch of the slice is cut off
 RATES: dict[Optimizer, float] = {"sgd": 0.05, "adam": 0.003, "adamw": 0.003}
@@ -162,7 +163,7 @@ class PlainLoop:
     train: int = TRAIN  # images
 
     def __post_init__(self) -> None:
-        work = self.start.workload
+        work = self.start.run.workload
         self.module = plain(work.network, self.start.current)
         shared = {id(p): p for p in self.module.parameters()}
         others = range(work.shards - 1)
@@ -190,9 +191,9 @@ class PlainLoop:
         return loss / seen, correct / seen
 
     def batches(self, number: int) -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
-        work, part = self.start.workload, BATCH // self.start.workload.shards
+        work, part = self.start.run.workload, BATCH // self.start.run.workload.shards
         data, units = cut(work.dataset, self.train), NETWORKS[work.network].dropout_units
-        seed = self.start.seed
+        seed = self.start.run.seed
         inputs = EpochInputs.draw(data, self.plan, work.dataset, seed, number, units)
         for first in range(0, len(inputs) // BATCH * BATCH, BATCH):
             rows = [inputs.rows(i, i + part) for i in range(first, first + BATCH, part)]
@@ -217,7 +218,7 @@ def tolerance(start: TrainingState) -> float:
     """Of the weights. Plain PyTorch in NCHW and in channels-last drift apart as far: a difference
     in the last bit sends a max pool or a ReLU the other way, and Adam makes it a step of full size.
     """
-    return 1e-4 if isinstance(NETWORKS[start.workload.network], Mlp) else 0.02
+    return 1e-4 if isinstance(NETWORKS[start.run.workload.network], Mlp) else 0.02
 
 
 @pytest.mark.parametrize("optimizer", get_args(Optimizer))
@@ -229,10 +230,10 @@ def test_two_epochs_agree_with_a_plain_loop(
     off = {} if regularised else {"dropout": 0, "augmentation": 0}
     each = plan(optimizer, learning_rate=SMALL_RATES[optimizer], weight_decay=1, **off)
     start = state = begin(task_id)
-    loop, data = PlainLoop(start, each), small(start.workload.dataset)
+    loop, data = PlainLoop(start, each), small(start.run.workload.dataset)
     for number in range(2):
         state = advance(state, each)
-        record, running = state.history[-1], loop.epoch(number)
+        record, running = state.run.history[-1], loop.epoch(number)
         assert apart(state.current.weights, flat(loop.module), start.current.weights) < tolerance(
             start
         )
@@ -260,7 +261,7 @@ def test_the_gradient_is_the_sum_over_the_shards(
 ) -> None:
     """After one step of sgd its momentum is the gradient. Seed 2: no unit on its ReLU's edge."""
     monkeypatch.setattr(trainer, "resident", lambda name: cut(name, BATCH))
-    work = replace(begin(task_id).workload, shards=shards)
+    work = replace(begin(task_id).run.workload, shards=shards)
     start, each = trainer.start(work, 2), plan(weight_decay=0)
     loop = PlainLoop(start, each, train=BATCH)
     loop.epoch(0)
@@ -277,7 +278,7 @@ def test_the_gradient_is_the_sum_over_the_shards(
 def same(a: TrainingState, b: TrainingState) -> bool:
     """In everything but the key."""
     pairs = zip(tensors(a), tensors(b), strict=True)
-    values = (a.history, a.optimizer, a.steps) == (b.history, b.optimizer, b.steps)
+    values = (a.run.history, a.optimizer, a.steps) == (b.run.history, b.optimizer, b.steps)
     return values and all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -326,10 +327,10 @@ WILTING = plan("sgd", learning_rate=0.1, weight_decay=1.0)  # shrinks the weight
 def test_a_first_epoch_that_diverges_leaves_the_initial_weights(task_id: str) -> None:
     start = begin(task_id)
     state = advance(start, EXPLOSIVE)
-    (record,) = state.history
+    (record,) = state.run.history
     assert record.diverged
     assert set(record.model_dump(exclude={"epoch", "plan"}).values()) == {None}
-    assert (record.epoch, record.plan, state.best) == (1, EXPLOSIVE, None)
+    assert (record.epoch, record.plan, state.run.best) == (1, EXPLOSIVE, None)
     assert torch.equal(state.current.weights, start.current.weights)
     assert torch.equal(state.current.statistics, start.current.statistics)
     assert state.key != start.key
@@ -340,27 +341,27 @@ def test_a_first_epoch_that_diverges_leaves_the_initial_weights(task_id: str) ->
 def test_after_a_divergence_the_best_checkpoint_goes_on_with_fresh_moments(task_id: str) -> None:
     good = advance(begin(task_id), plan("adam"))
     worse = advance(good, WILTING)
-    assert not worse.history[-1].diverged
+    assert not worse.run.history[-1].diverged
     assert not torch.equal(worse.current.weights, good.current.weights)
     diverged = advance(worse, EXPLOSIVE)
-    assert [record.diverged for record in diverged.history] == [False, False, True]
-    assert diverged.best == good.best == good.history[0]
+    assert [record.diverged for record in diverged.run.history] == [False, False, True]
+    assert diverged.run.best == good.run.best == good.run.history[0]
     assert torch.equal(diverged.current.weights, good.current.weights)
     assert torch.equal(diverged.current.statistics, good.current.statistics)
     onward = advance(diverged, plan("sgd"))
-    assert not onward.history[-1].diverged
+    assert not onward.run.history[-1].diverged
     fresh = replace(without_moments(diverged), current=good.current)
     assert same(onward, advance(fresh, plan("sgd")))
 
 
 def test_the_mean_loss_decides_what_has_exploded(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = advance(begin("easy_mnist"), plan()).history[-1]
+    record = advance(begin("easy_mnist"), plan()).run.history[-1]
     losses = (record.train_loss, record.val_loss, record.clean_train_loss)
     highest = max(loss for loss in losses if loss is not None)
     monkeypatch.setattr(trainer, "EXPLODED", highest)
-    assert not advance(begin("easy_mnist"), plan()).history[-1].diverged
+    assert not advance(begin("easy_mnist"), plan()).run.history[-1].diverged
     monkeypatch.setattr(trainer, "EXPLODED", math.nextafter(highest, 0))
-    assert advance(begin("easy_mnist"), plan()).history[-1].diverged
+    assert advance(begin("easy_mnist"), plan()).run.history[-1].diverged
 
 
 @every_task
@@ -369,10 +370,10 @@ def test_the_best_checkpoint_is_the_one_of_the_best_epoch(task_id: str) -> None:
     for each in (plan("adam"), WILTING, plan("adam"), plan("sgd"), WILTING):
         states.append(advance(states[-1], each))
     for state in states[1:]:
-        accuracies = [record.val_accuracy or 0 for record in state.history]
+        accuracies = [record.val_accuracy or 0 for record in state.run.history]
         best = accuracies.index(max(accuracies))
-        assert state.best is not None
-        assert state.best.epoch == best + 1
+        assert state.run.best is not None
+        assert state.run.best.epoch == best + 1
         found, wanted = state.best_checkpoint, states[best + 1].current
         assert torch.equal(found.weights, wanted.weights)
         assert torch.equal(found.statistics, wanted.statistics)
@@ -382,8 +383,8 @@ def test_of_equally_good_epochs_the_earliest_is_the_best() -> None:
     first = advance(begin("easy_mnist"), plan("adam"))
     standing = plan("sgd", learning_rate=0)
     tied = advance(first, standing)
-    assert tied.history[1].val_accuracy == tied.history[0].val_accuracy
-    assert tied.best is first.best
+    assert tied.run.history[1].val_accuracy == tied.run.history[0].val_accuracy
+    assert tied.run.best is first.run.best
     assert tied.best_checkpoint is first.current
 
 
@@ -392,7 +393,7 @@ def test_test_accuracy_is_that_of_the_best_checkpoint(task_id: str) -> None:
     good = advance(begin(task_id), plan("adam"))
     state = advance(good, WILTING)
     assert state.best_checkpoint is good.current
-    network, test = state.workload.network, small(state.workload.dataset).test
+    network, test = state.run.workload.network, small(state.run.workload.dataset).test
     _, best = measured(plain(network, state.best_checkpoint), test)
     _, last = measured(plain(network, state.current), test)
     assert trainer.test_accuracy(state) == pytest.approx(best, abs=1e-6)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from live import serving
@@ -30,7 +30,7 @@ SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # some schemas are h
 
 
 def application() -> Any:
-    return build(partial(MLTrainerEnvironment, FakeRunner(), begin), Settings())
+    return build(partial(MLTrainerEnvironment, FakeRunner()), Settings())
 
 
 # The HTTP surface, as its OpenAPI document describes it ------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from command import run
 from endpoint import Answer, Endpoint, call
-from fakes import FakeRunner, Metrics, begin, learning
+from fakes import FakeRunner, Metrics, learning
 from live import eventually
 
 from ml_trainer_env import inference, terminal
@@ -273,7 +273,7 @@ def test_what_is_named_twice_is_played_once(url: str, runner: FakeRunner) -> Non
 
 def quietly(folder: Path, runner: FakeRunner, seeds: int) -> list[evaluation.Failure]:
     def connect() -> LocalSession:
-        return LocalSession(MLTrainerEnvironment(runner, begin))
+        return LocalSession(MLTrainerEnvironment(runner))
 
     players = evaluation.contenders(["naive", "nothing", "halving"], ["easy_mnist", "hard_cifar"])
     todo = evaluation.pending(evaluation.jobs(players, seeds, connect), folder)

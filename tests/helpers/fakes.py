@@ -7,18 +7,21 @@ does is tested elsewhere.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
+from ml_trainer_env.server.runs import Engine, Run
 from ml_trainer_env.server.runtime.asking import Asker
-from ml_trainer_env.server.tasks import Task, best_checkpoint
+from ml_trainer_env.server.runtime.runner import Trained
+from ml_trainer_env.server.session import process
+from ml_trainer_env.server.tasks import Task
 
 Metrics = tuple[float, float, float]  # val loss, val accuracy, generalisation gap
 HIDDEN_TEST_ACCURACY = 0.8125
 
 DIVERGED = None
+
+ENGINE = Engine("fake", "fp32", {})
 
 
 def learning(epoch: int, plan: EpochPlan) -> Metrics | None:
@@ -28,25 +31,9 @@ def learning(epoch: int, plan: EpochPlan) -> Metrics | None:
     return 2.0 / (epoch + 1), 1 - 0.6 / (epoch + 1), 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class FakeTraining:
-    """Stands for TrainingState: a value with a history."""
-
-    key: str
-    history: tuple[EpochRecord, ...] = ()
-    engine = "fake"
-
-    @property
-    def epoch(self) -> int:
-        return len(self.history)
-
-    @property
-    def best(self) -> EpochRecord | None:
-        return best_checkpoint(self.history)
-
-
-def begin(task: Task, seed: int) -> Any:
-    return FakeTraining(f"{task.task_id}/{seed}")
+def begin(task: Task, seed: int) -> Run:
+    """The untrained run of this engine."""
+    return process.begin(ENGINE, task, seed)
 
 
 class FakeRunner:
@@ -67,28 +54,38 @@ class FakeRunner:
         self._running = 0
         self._lock = threading.Lock()
 
-    def advance(self, state: Any, plan: EpochPlan, asker: Asker | None = None) -> Any:
+    def engine(self) -> Engine:
+        return ENGINE
+
+    def train(
+        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+    ) -> Generator[Trained]:
+        asker = asker or Asker()
+        for epoch, plan in enumerate(plans, run.epoch + 1):
+            if asker.gone():
+                return
+            trained = Trained(self._epoch(epoch, plan), 0.001)
+            yield trained
+            if trained.record.diverged:
+                return
+
+    def test_accuracy(self, run: Run) -> float:
+        assert run.best is not None
+        self.tested += 1
+        return HIDDEN_TEST_ACCURACY
+
+    def _epoch(self, epoch: int, plan: EpochPlan) -> EpochRecord:
         with self._lock:
             self._running += 1
             self.most_at_once = max(self.most_at_once, self._running)
         self.started.release()
         try:
             assert self.gate.wait(20), "the test never opened the gate"
-            metrics = self.script(state.epoch + 1, plan)
+            return _record(epoch, plan, self.script(epoch, plan))
         finally:
             with self._lock:
                 self._running -= 1
                 self.advanced += 1
-        record = _record(state.epoch + 1, plan, metrics)
-        return replace(state, history=(*state.history, record))
-
-    def recall(self, key: str) -> Any:
-        return None
-
-    def test_accuracy(self, state: Any) -> float:
-        assert state.best is not None
-        self.tested += 1
-        return HIDDEN_TEST_ACCURACY
 
 
 class Steps:

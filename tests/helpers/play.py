@@ -64,7 +64,7 @@ def record(
     opened: list[MLTrainerEnvironment] = []
 
     def connect() -> LocalSession:
-        opened.append(MLTrainerEnvironment(runner, begin))
+        opened.append(MLTrainerEnvironment(runner))
         return LocalSession(opened[-1])
 
     with RecordWriter(path) as writer, Attempt(agent, connect, task_id, 5, [writer]) as attempt:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import torch
 from openenv.core.env_server.mcp_types import CallToolAction
 
 from ml_trainer_env.agents.moves import Move
 from ml_trainer_env.models import Grade, TaskId, TrainingStatus
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.runtime.runner import InlineRunner, Runner
+from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runtime import state_files
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.inline import Inline
+from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
+from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.trainer import TrainingState
 from ml_trainer_env.wire import StatusObservation, ToolObservation
 
+ROOMY = 2 * 10**8  # bytes
 STATUS = Move("get_training_status", {})
 
 
@@ -23,10 +32,47 @@ def augment(enabled: bool) -> Move:
 
 
 @cache
-def engine() -> InlineRunner:
+def engine() -> SliceRunner:
     """One for the whole test run."""
     trainer.configure_process()
-    return InlineRunner(threads=2)
+    return inline(threads=2)
+
+
+def inline(
+    threads: int = 1,
+    cores: int | None = None,
+    max_waiting: int = 256,
+    budget: int = ROOMY,
+    folder: Path | None = None,
+) -> SliceRunner:
+    """The engine in this process, with states of its own."""
+    return SliceRunner(Inline(), Cores(threads, cores, max_waiting), States(budget, folder))
+
+
+def tensors_of(run: Run, runner: SliceRunner) -> TrainingState:
+    """The tensors of `run`, which `runner` has trained."""
+    with runner.states.nearest(run) as nearest:
+        assert nearest.key == run.key, "the state is not at hand"
+        assert nearest.descriptor is not None
+        return state_files.read(nearest.descriptor, run.key)
+
+
+def same_bits(one: TrainingState, other: TrainingState) -> bool:
+    """Whether two trainings are the same value: key, history and every number in them.
+
+    They must be of two runners: one keeps a single state for each key.
+    """
+
+    def tensors(state: TrainingState) -> Iterable[torch.Tensor]:
+        for checkpoint in (state.current, state.best_checkpoint):
+            yield from (checkpoint.weights, checkpoint.statistics)
+        yield from state.moments
+
+    return (
+        (one.run, one.optimizer, one.steps) == (other.run, other.optimizer, other.steps)
+        and len(one.moments) == len(other.moments)
+        and all(map(torch.equal, tensors(one), tensors(other)))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +80,12 @@ class Outcome:
     """An episode as far as it was seen, and the training behind it."""
 
     seen: tuple[ToolObservation, ...]
-    training: TrainingState
+    training: Run
+    runner: SliceRunner
+
+    @property
+    def tensors(self) -> TrainingState:
+        return tensors_of(self.training, self.runner)
 
     @property
     def total(self) -> float:
@@ -65,16 +116,16 @@ class Outcome:
 
 
 class Player:
-    """One session on `runner`; with `training`, its episodes go on from there."""
+    """One session on `runner`, whose states are at `states`, or on the test run's engine."""
 
     def __init__(
         self,
         task_id: TaskId = "easy_mnist",
-        training: TrainingState | None = None,
         runner: Runner | None = None,
+        states: SliceRunner | None = None,
     ) -> None:
-        begin = None if training is None else lambda task, seed: training
-        self.env = MLTrainerEnvironment(runner or engine(), begin)
+        self.env = MLTrainerEnvironment(runner or engine())
+        self._states = states or (runner if isinstance(runner, SliceRunner) else engine())
         self.reset(task_id)
 
     def reset(self, task_id: TaskId) -> StatusObservation:
@@ -89,7 +140,7 @@ class Player:
             assert isinstance(observation, ToolObservation)
             self.seen += (observation,)
         assert self.env._run is not None
-        return Outcome(self.seen, self.env._run.episode.now.training)
+        return Outcome(self.seen, self.env._run.episode.now.training, self._states)
 
 
 def play(*moves: Move, task_id: TaskId = "easy_mnist") -> Outcome:

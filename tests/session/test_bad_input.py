@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openenv.core.env_server.mcp_types import ToolErrorType
@@ -193,7 +193,7 @@ field_names = st.sampled_from(sorted({name for _, name in BAD})) | st.text(max_s
 def test_whatever_is_sent_either_happens_or_changes_nothing(
     tool: str, arguments: dict[str, Any]
 ) -> None:
-    env = MLTrainerEnvironment(FakeRunner(), begin)
+    env = MLTrainerEnvironment(FakeRunner())
     trained(env)
     before = env.state
     observation = tried(env, tool, arguments)
@@ -230,7 +230,7 @@ valid_options = st.fixed_dictionaries(
 @given(options=valid_options, epochs=st.integers(1, MAX_EPOCHS_PER_CALL))
 @settings(max_examples=100, deadline=None)
 def test_whatever_is_allowed_is_taken_and_shown(options: dict[str, Any], epochs: int) -> None:
-    env = MLTrainerEnvironment(FakeRunner(lambda epoch, plan: (1.0, 0.5, 0.0)), begin)
+    env = MLTrainerEnvironment(FakeRunner(lambda epoch, plan: (1.0, 0.5, 0.0)))
     env.reset()
     status = tried(env, "configure_training", options).status
     assert status is not None

@@ -30,7 +30,6 @@ from play import call, trained
 from ml_trainer_env.models import TrainingConfig, TrainingStatus
 from ml_trainer_env.server.episode.tools import TOOLS
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.session import process
 from ml_trainer_env.server.validation import InvalidArguments
 from ml_trainer_env.wire import ToolObservation
 
@@ -302,22 +301,9 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_closed_session_lets_its_training_go_at_once(runner: FakeRunner) -> None:
-    env = MLTrainerEnvironment(runner, process.begin)
-    env.reset()
-    assert env.episode is not None
-    weights = weakref.ref(env.episode.now.training.current.weights)
-    gc.disable()
-    try:
-        env.close()
-        assert weights() is None
-    finally:
-        gc.enable()
-
-
 def test_a_closed_session_leaves_nothing_to_the_garbage_collector(runner: FakeRunner) -> None:
     """Of a crowd's sessions it would be much at once, and nobody is served meanwhile."""
-    env = MLTrainerEnvironment(runner, process.begin)
+    env = MLTrainerEnvironment(runner)
     env.reset()
     call(env, "run_epochs", num_epochs=1)
     session = weakref.ref(env)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.session.places import NoPlace, Places
 
 
 def visitor(places: Places[MLTrainerEnvironment]) -> MLTrainerEnvironment:
-    return MLTrainerEnvironment(FakeRunner(), begin, places=places)
+    return MLTrainerEnvironment(FakeRunner(), places=places)
 
 
 def test_the_one_beyond_the_limit_is_told_when_to_try_again() -> None:

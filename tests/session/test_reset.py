@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import begin
 from play import call, trained
 
 from ml_trainer_env.models import MAX_SEED, TASK_IDS
@@ -38,16 +38,12 @@ def test_reset_without_options_is_the_easy_task_with_seed_zero(env: MLTrainerEnv
     assert env.state.episode_id not in (None, first)
 
 
-def test_reset_gives_the_engine_the_seed(runner: FakeRunner) -> None:
-    began: list[tuple[str, int]] = []
-
-    def recording(task: Any, seed: int) -> Any:
-        began.append((task.task_id, seed))
-        return begin(task, seed)
-
-    env = MLTrainerEnvironment(runner, recording)
+def test_reset_gives_the_engine_the_seed(env: MLTrainerEnvironment) -> None:
     env.reset(task_id="hard_cifar", seed=7)
-    assert began == [("hard_cifar", 7)]
+    assert env.episode is not None
+    training = env.episode.now.training
+    assert (training.workload.dataset, training.seed) == ("cifar10", 7)
+    assert training == begin(TASKS["hard_cifar"], 7)
 
 
 @pytest.mark.parametrize(

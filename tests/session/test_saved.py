@@ -13,18 +13,17 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from live import eventually, free_port
 from openenv.core.env_server.mcp_types import CallToolAction
-from real import Player, engine
-from states import value
+from real import Player, inline, same_bits
 
 from ml_trainer_env import MLTrainerEnv
 from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
 from ml_trainer_env.server.episode.tools import TOOLS
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.runtime.records import NAME, Records
 from ml_trainer_env.server.runtime.sharing import SharingRunner
-from ml_trainer_env.server.runtime.snapshots import SnapshotFolder, Snapshots
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.session.saved import SavedEpisodes
 from ml_trainer_env.server.validation import ActionError, InvalidArguments
@@ -51,7 +50,7 @@ def refused(env: MLTrainerEnvironment, tool: str, **arguments: Any) -> str:
 @pytest.fixture
 def sessions(runner: FakeRunner) -> Sessions:
     saved = SavedEpisodes()
-    return lambda: MLTrainerEnvironment(runner, begin, saved=saved)
+    return lambda: MLTrainerEnvironment(runner, saved=saved)
 
 
 def key_of(env: MLTrainerEnvironment) -> str:
@@ -308,24 +307,27 @@ class Process:
     """What one run of a server holds, over the folders that outlive it."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.snapshots = Snapshots(10**9, SnapshotFolder(path / "states", 10**9))
-        self.runner = SharingRunner(engine(), self.snapshots)
+        self.states = inline(folder=path / "states")
+        self.runner = SharingRunner(self.states, Records(path / NAME))
         saved = SavedEpisodes(path / "episodes")
         monkeypatch.setattr(process, "saved_episodes", lambda: saved)
 
     def player(self) -> Player:
-        return Player(runner=self.runner)
+        return Player(runner=self.runner, states=self.states)
 
 
-@pytest.mark.parametrize("lost", ["nothing", "states"])
+STATES, RECORDS = "states/*", f"{NAME}*"
+
+
+@pytest.mark.parametrize("lost", [(), (STATES,), (RECORDS,), (STATES, RECORDS)])
 def test_the_rest_of_the_episode_is_what_it_would_have_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...]
 ) -> None:
     first = Process(tmp_path, monkeypatch).player()
     first.do(*MOVES)
     key = key_of(first.env)
-    if lost == "states":  # evicted, say
-        for file in (tmp_path / "states").iterdir():
+    for pattern in lost:
+        for file in tmp_path.glob(pattern):
             file.unlink()
     second = Process(tmp_path, monkeypatch)
     player = second.player()
@@ -333,7 +335,7 @@ def test_the_rest_of_the_episode_is_what_it_would_have_been(
     assert player.env.state.episode_id == first.env.state.episode_id
     assert player.env.state.tool_calls_left == first.env.state.tool_calls_left
     resumed, alone = player.do(*REST), Player().do(*MOVES, *REST)
-    assert value(resumed.training) == value(alone.training)
+    assert same_bits(resumed.tensors, alone.tensors)
     one, other = (outcome.statuses[-len(REST) :] for outcome in (resumed, alone))
     assert one == other
 
@@ -359,12 +361,12 @@ def test_what_is_left_behind_is_touched_by_nobody_who_chooses_its_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: FakeRunner
 ) -> None:
     lost = SavedEpisodes(tmp_path)
-    first = MLTrainerEnvironment(runner, begin, saved=lost)
+    first = MLTrainerEnvironment(runner, saved=lost)
     first.reset(episode_id="mine")
     call(first, "configure_training")
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
-    other = MLTrainerEnvironment(runner, begin, saved=SavedEpisodes(tmp_path))  # the next server
+    other = MLTrainerEnvironment(runner, saved=SavedEpisodes(tmp_path))  # the next server
     for _ in range(2):
         other.reset(episode_id="mine")
         call(other, "configure_training", learning_rate=0.1)
@@ -375,7 +377,7 @@ def test_what_is_left_behind_is_touched_by_nobody_who_chooses_its_id(
 def server(state_dir: Path, port: int) -> Any:
     """The real server; killed at the end."""
     command = ["-m", "ml_trainer_env.server.app", "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "ML_TRAINER_STATE_DIR": str(state_dir), "ML_TRAINER_RUNNER": "inline"}
+    env = {**os.environ, "ML_TRAINER_STATE_DIR": str(state_dir), "ML_TRAINER_CORES": "1"}
     with subprocess.Popen(
         [sys.executable, *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

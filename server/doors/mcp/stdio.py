@@ -50,7 +50,7 @@ async def serve(server: FastMCP) -> None:
 
 
 def _prepare() -> None:
-    process.load(workers=False)
+    process.load()
     process.prepare(workers=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from live import serving
@@ -41,7 +41,7 @@ READS_NEITHER = [
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serving(build(partial(MLTrainerEnvironment, FakeRunner(), begin), Settings())) as url:
+    with serving(build(partial(MLTrainerEnvironment, FakeRunner()), Settings())) as url:
         yield url
 
 

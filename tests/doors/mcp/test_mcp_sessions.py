@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from fakes import FakeRunner, begin
+from fakes import FakeRunner
 from fastmcp import Client
 from live import eventually, serving
 from mcp_play import ByHand, call, client, refused, run, tool_call
@@ -39,7 +39,7 @@ def serve_places(runner: FakeRunner, places: Guests) -> Iterator[Callable[..., s
     with ExitStack() as servers:
 
         def start(**settings: Any) -> str:
-            environment = partial(MLTrainerEnvironment, runner, begin, places=places)
+            environment = partial(MLTrainerEnvironment, runner, places=places)
             return servers.enter_context(serving(build(environment, Settings(**settings))))
 
         yield start

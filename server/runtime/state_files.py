@@ -1,21 +1,31 @@
-"""A training state as bytes and back, bit for bit: safetensors, the rest as JSON in its header.
+"""A training state in a file and back, bit for bit: safetensors, the rest as JSON in its header.
 
-No pickle: bytes from elsewhere can be wrong, but they cannot run code.
+No pickle: bytes from elsewhere can be wrong, but they cannot run code. What is damaged, cut short
+or not ours is `UnreadableState`, never another state.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
 
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ml_trainer_env.models import EpochRecord
-from ml_trainer_env.server.trainer import Checkpoint, Precision, TrainingState, Workload
+from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runtime.nameless import nameless_file
+from ml_trainer_env.server.runtime.states import SUFFIX, UNFINISHED
+from ml_trainer_env.server.trainer import Checkpoint, TrainingState
 
 _LENGTH = 8  # bytes before safetensors' header: its length, little-endian
+_CHECKSUM = struct.Struct("<I")  # at the front of a file; against damage, not against malice
 
 
 class UnreadableState(ValueError):
@@ -27,11 +37,7 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    key: str
-    workload: Workload
-    seed: int
-    precision: Precision
-    history: tuple[EpochRecord, ...]
+    run: Run
     best_is_current: bool
     optimizer: str | None
     moments: int
@@ -42,11 +48,7 @@ def pack(state: TrainingState) -> bytes:
     """The best checkpoint is often the current one, and is then written once."""
     best_is_current = state.best_checkpoint is state.current
     header = _Header(
-        key=state.key,
-        workload=state.workload,
-        seed=state.seed,
-        precision=state.precision,
-        history=state.history,
+        run=state.run,
         best_is_current=best_is_current,
         optimizer=state.optimizer,
         moments=len(state.moments),
@@ -81,14 +83,50 @@ def _state(header: _Header, tensors: dict[str, Tensor]) -> TrainingState:
     if not header.best_is_current:
         best = Checkpoint(own["best.weights"], own["best.statistics"])
     return TrainingState(
-        key=header.key,
-        workload=header.workload,
-        seed=header.seed,
-        precision=header.precision,
-        history=header.history,
+        run=header.run,
         current=current,
         best_checkpoint=best,
         optimizer=header.optimizer,
         moments=tuple(own[f"moments.{number}"] for number in range(header.moments)),
         steps=header.steps,
     )
+
+
+def write(state: TrainingState, folder: Path | None) -> tuple[int, int | None]:
+    """Put `state` into a file: its bytes, and the descriptor of one that has no name.
+
+    In a folder it is written aside and then into place: whoever reads sees all of it or nothing.
+    Raises `OSError`.
+    """
+    body = pack(state)
+    parts = (_CHECKSUM.pack(zlib.crc32(body)), body)
+    size = sum(map(len, parts))
+    if folder is None:
+        with nameless_file() as file:
+            file.writelines(parts)
+            file.flush()
+            return size, os.dup(file.fileno())
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=UNFINISHED, delete=False) as aside:
+        try:
+            aside.writelines(parts)
+            aside.close()
+            Path(aside.name).replace(folder / f"{state.key}{SUFFIX}")
+        except OSError:
+            Path(aside.name).unlink(missing_ok=True)
+            raise
+    return size, None
+
+
+def read(descriptor: int, key: str) -> TrainingState:
+    """The state with this key. Raises `UnreadableState` where the file holds something else."""
+    try:
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
+            checksum, body = content[: _CHECKSUM.size], content[_CHECKSUM.size :]
+    except (ValueError, OSError) as error:  # an empty file
+        raise UnreadableState(f"not a training state: {error}") from error
+    if checksum != _CHECKSUM.pack(zlib.crc32(body)):
+        raise UnreadableState("its checksum is wrong")
+    state = unpack(body)
+    if state.key != key:
+        raise UnreadableState("it holds another state")
+    return state

@@ -1,0 +1,95 @@
+"""How an order is carried out: the part of whoever computes that needs torch.
+
+The same in a worker process and in the process of a notebook, so the bits are.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Generator
+from functools import cache
+from pathlib import Path
+
+from ml_trainer_env.models import EpochRecord
+from ml_trainer_env.server import trainer
+from ml_trainer_env.server.engine.team import SERIAL, Team
+from ml_trainer_env.server.runtime import state_files
+from ml_trainer_env.server.runtime.orders import Answer, Order, Told, metrics_of
+from ml_trainer_env.server.runtime.state_files import UnreadableState
+from ml_trainer_env.server.trainer import TrainingState
+
+
+class Computer:
+    """Carries out one order at a time, and holds on to the state that it made last."""
+
+    def __init__(self) -> None:
+        self.held: TrainingState | None = None
+        self._team = cache(Team)
+
+    def perform(
+        self, order: Order, file: int | None, stopped: Callable[[], bool]
+    ) -> Generator[Told]:
+        """The answers, as they are made; `stopped()` lets the epoch in progress be the last one.
+
+        `file` has the state to begin with. Raises nothing: what fails is the last answer.
+        """
+        try:
+            yield from self._perform(order, file, stopped)
+        except UnreadableState:
+            yield Told(Answer(last=True, unreadable=True))
+        except Exception:
+            self.held = None
+            yield Told(Answer(last=True, error=traceback.format_exc()))
+
+    def _perform(
+        self, order: Order, file: int | None, stopped: Callable[[], bool]
+    ) -> Generator[Told]:
+        state = self._state(order, file)
+        team = self._team(order.threads) if order.threads > 1 else SERIAL
+        metrics, seconds, began = None, 0.0, time.monotonic()
+        for number, plan in enumerate(order.plans, 1):
+            if metrics is not None:
+                yield Told(Answer(metrics=metrics, seconds=seconds))
+            started = time.perf_counter()
+            state = trainer.advance(state, plan, team)
+            seconds = time.perf_counter() - started
+            record = state.run.history[-1]
+            metrics = metrics_of(record)
+            late = number >= order.at_least and time.monotonic() - began >= order.seconds
+            if late or stopped() or _has_diverged(record, number, order):
+                break
+        self.held = state
+        accuracy = trainer.test_accuracy(state, team) if order.grade else None
+        size, descriptor = _written(state, order) if order.plans else (None, None)
+        answer = Answer(
+            metrics=metrics,
+            seconds=seconds,
+            last=True,
+            key=state.key,
+            size=size,
+            test_accuracy=accuracy,
+        )
+        yield Told(answer, descriptor)
+
+    def _state(self, order: Order, file: int | None) -> TrainingState:
+        """Where the order begins. Raises `UnreadableState`."""
+        if order.state is None:
+            return trainer.start(order.workload, order.seed, order.precision)
+        if self.held is not None and self.held.key == order.state:
+            return self.held
+        assert file is not None, "a state that is not held comes with its file"
+        return state_files.read(file, order.state)
+
+
+def _has_diverged(record: EpochRecord, number: int, order: Order) -> bool:
+    """For the first time: an epoch that is trained again goes on as it did."""
+    return record.diverged and number > order.again
+
+
+def _written(state: TrainingState, order: Order) -> tuple[int | None, int | None]:
+    """Bytes and descriptor of its file. A full disk costs only the file."""
+    try:
+        return state_files.write(state, Path(order.folder) if order.folder else None)
+    except OSError:
+        return None, None
