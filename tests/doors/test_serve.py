@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -30,14 +29,6 @@ def taken() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-@pytest.fixture
-def interrupts_as_before() -> Iterator[None]:
-    """`serve.main` changes what SIGINT does to its process, which here is that of all tests."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
 def test_a_taken_port_is_told_in_a_line(command: tuple[str, ...], host: str, taken: int) -> None:
@@ -53,7 +44,6 @@ def test_a_taken_port_is_told_in_a_line(command: tuple[str, ...], host: str, tak
     assert told.stdout == ""
 
 
-@pytest.mark.usefixtures("interrupts_as_before")
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
