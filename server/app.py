@@ -29,7 +29,7 @@ from openenv.core.env_server import ConcurrencyConfig, create_app
 from openenv.core.env_server.mcp_types import CallToolAction
 from starlette.routing import Mount
 
-from ml_trainer_env.server import alone, ending, serve
+from ml_trainer_env.server import serve
 from ml_trainer_env.server.data import folder as data_folder
 from ml_trainer_env.server.doors.connections import Connections
 from ml_trainer_env.server.doors.guard import Guard
@@ -39,6 +39,7 @@ from ml_trainer_env.server.doors.messages import where_standard_mcp_is
 from ml_trainer_env.server.doors.paths import OPENENV_MCP, PAGE, Paths, root_of
 from ml_trainer_env.server.doors.published import publish
 from ml_trainer_env.server.doors.sites import Sites
+from ml_trainer_env.server.machine import alone, ending
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
 from ml_trainer_env.server.runtime.states import allow_many_files
 from ml_trainer_env.server.session import process

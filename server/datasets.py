@@ -41,7 +41,7 @@ from ml_trainer_env.server.data.folder import NAMES, VARIABLE, cache_dir
 from ml_trainer_env.server.data.formats import SourceError
 from ml_trainer_env.server.data.pace import BARELY, BRISK, TooSlow
 from ml_trainer_env.server.data.progress import note
-from ml_trainer_env.server.ending import Ending, pause
+from ml_trainer_env.server.machine.ending import Ending, pause
 from ml_trainer_env.variables import expanded, settings_explained
 
 __all__ = [

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 
 from ml_trainer_env.server import settings
 from ml_trainer_env.server.data import folder as data_folder
-from ml_trainer_env.server.ending import at_once
+from ml_trainer_env.server.machine.ending import at_once
 from ml_trainer_env.variables import SettingsError, settings_explained
 
 APPLICATION = "ml_trainer_env.server.app:app"

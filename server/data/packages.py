@@ -23,7 +23,7 @@ from ml_trainer_env.server.data import formats
 from ml_trainer_env.server.data.formats import RawData, SourceError
 from ml_trainer_env.server.data.pace import BARELY, Pace, all_failed
 from ml_trainer_env.server.data.progress import step
-from ml_trainer_env.server.ending import pause
+from ml_trainer_env.server.machine.ending import pause
 
 STALL_S = 120.0  # a client that writes nothing for so long is given up
 

@@ -23,7 +23,7 @@ from ml_trainer_env.server.data import formats, packages
 from ml_trainer_env.server.data.formats import RawData, SourceError, is_cifar_file
 from ml_trainer_env.server.data.pace import BARELY, Pace, TooSlow, all_failed
 from ml_trainer_env.server.data.progress import Reached, step
-from ml_trainer_env.server.ending import pause
+from ml_trainer_env.server.machine.ending import pause
 
 CONNECT_S = 4.0  # a firewalled machine moves on after this long, however many mirrors there are
 READ_S = 30.0  # longest silence in the middle of a download

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ml_trainer_env.server.runtime import quota
+from ml_trainer_env.server.machine import quota
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull, patience
 
 MAX_WAITING = 256

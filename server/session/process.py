@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from ml_trainer_env.server import runs, settings
-from ml_trainer_env.server.ending import Ending
+from ml_trainer_env.server.machine.ending import Ending
 from ml_trainer_env.server.runs import Engine, Run, Workload
 from ml_trainer_env.server.runtime.cores import MAX_WAITING, Cores, available
 from ml_trainer_env.server.runtime.pool import Pool

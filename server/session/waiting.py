@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from ml_trainer_env.server.ending import Ending
+from ml_trainer_env.server.machine.ending import Ending
 from ml_trainer_env.server.session.connection import current_connection
 from ml_trainer_env.server.validation import ActionError
 

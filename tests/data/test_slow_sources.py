@@ -11,7 +11,7 @@ from ml_trainer_env.server import datasets
 from ml_trainer_env.server.data import sources as dataset_sources
 from ml_trainer_env.server.data.formats import RawData, SourceError
 from ml_trainer_env.server.data.pace import BARELY, BRISK, TooSlow
-from ml_trainer_env.server.ending import Ending
+from ml_trainer_env.server.machine.ending import Ending
 
 pytestmark = pytest.mark.usefixtures("cache")
 

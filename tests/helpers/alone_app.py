@@ -1,4 +1,4 @@
-"""An application that is nothing but its start, which `tests/doors/test_alone.py` serves."""
+"""An application that is nothing but its start, which `tests/machine/test_alone.py` serves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from ml_trainer_env.server import alone
+from ml_trainer_env.server.machine import alone
 
 
 @asynccontextmanager

@@ -18,10 +18,10 @@ from fastmcp import FastMCP
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 
-from ml_trainer_env.server import ending
 from ml_trainer_env.server.data import folder as data_folder
 from ml_trainer_env.server.doors.mcp.door import mcp_server
 from ml_trainer_env.server.doors.mcp.visitor import Terms
+from ml_trainer_env.server.machine import ending
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.settings import current

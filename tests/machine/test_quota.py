@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_trainer_env.server.runtime import cores, quota
+from ml_trainer_env.server.machine import quota
+from ml_trainer_env.server.runtime import cores
 
 V2_MOUNT = "30 23 0:26 {group} {place} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "33 24 0:29 {group} {place} rw,nosuid shared:9 master:1 - cgroup cgroup rw,cpu,cpuacct"

@@ -13,7 +13,8 @@ import pytest
 from checkout import HELPERS
 from live import children, eventually, free_port, is_running
 
-from ml_trainer_env.server import alone, app
+from ml_trainer_env.server import app
+from ml_trainer_env.server.machine import alone
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.settings import Settings
 
@@ -28,7 +29,7 @@ if __name__ == "__main__":
 SUPERVISOR = """
 import socket, subprocess, sys
 listener = socket.create_server(("127.0.0.1", int(sys.argv[-1])))
-child = "from ml_trainer_env.server import alone; import time; time.sleep({pause}); "
+child = "from ml_trainer_env.server.machine import alone; import time; time.sleep({pause}); "
 child += "alone.refuse_company(); time.sleep(600)"
 processes = [
     subprocess.Popen([sys.executable, "-c", child], pass_fds=[listener.fileno()])

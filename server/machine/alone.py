@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ml_trainer_env.server.ending import at_once
+from ml_trainer_env.server.machine.ending import at_once
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 

@@ -14,8 +14,8 @@ from types import FrameType
 import pytest
 from live import eventually
 
-from ml_trainer_env.server import ending
-from ml_trainer_env.server.ending import Ending
+from ml_trainer_env.server.machine import ending
+from ml_trainer_env.server.machine.ending import Ending
 from ml_trainer_env.server.session.waiting import InternalError, details_in_the_log
 
 
@@ -77,7 +77,7 @@ def test_a_signal_is_told_first_and_then_does_what_it_did(number: signal.Signals
 def test_a_signal_that_ended_the_process_still_does(context: str, number: signal.Signals) -> None:
     code = f"""
 import signal, sys, time
-from ml_trainer_env.server import ending
+from ml_trainer_env.server.machine import ending
 if {context!r} == "heard":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 with ending.{context}():
@@ -96,7 +96,7 @@ with ending.{context}():
 def test_the_first_process_of_a_container_ends_too(number: signal.Signals) -> None:
     code = f"""
 import signal
-from ml_trainer_env.server import ending
+from ml_trainer_env.server.machine import ending
 with ending.at_once():
     signal.raise_signal({int(number)})
 """
