@@ -41,11 +41,8 @@ def serving() -> Iterator[tuple[str, float]]:
 def milliseconds_an_epoch(url: str, task_id: TaskId, calls: int) -> float:
     """Processor time of the server's process for each epoch that it has trained by its workers."""
     sessions, epochs = CALLS[task_id]
-    asyncio.run(_played(url, task_id, sessions, epochs, 1))  # warm
-    before = processor_seconds(server_of(url))
-    asyncio.run(_played(url, task_id, sessions, epochs, calls))
-    spent = processor_seconds(server_of(url)) - before
-    return 1000 * spent / (sessions * epochs * calls)
+    asyncio.run(_played(url, task_id, 1))  # warm
+    return 1000 * asyncio.run(_played(url, task_id, calls)) / (sessions * epochs * calls)
 
 
 def memory(url: str) -> dict[str, float]:
@@ -60,16 +57,28 @@ def holds_torch(url: str) -> bool:
     return "libtorch" in Path(f"/proc/{server_of(url)}/maps").read_text(encoding="utf-8")
 
 
-async def _played(url: str, task_id: TaskId, sessions: int, epochs: int, calls: int) -> None:
-    async def play(seed: int) -> None:
-        tool, arguments = CONFIGURE
-        async with MLTrainerEnv(base_url=url) as env:
-            await env.reset(task_id=task_id, seed=seed)
-            await env.call_tool(tool, **arguments)
-            for _ in range(calls):
-                await env.call_tool("run_epochs", num_epochs=epochs)
+async def _played(url: str, task_id: TaskId, calls: int) -> float:
+    """The server's processor time, in seconds, for `calls` calls of each session."""
+    sessions, epochs = CALLS[task_id]
+    server = server_of(url)
 
-    await asyncio.gather(*(play(seed) for seed in itertools.islice(_seeds, sessions)))
+    async def begin(env: MLTrainerEnv, seed: int) -> None:
+        tool, arguments = CONFIGURE
+        await env.reset(task_id=task_id, seed=seed)
+        await env.call_tool(tool, **arguments)
+
+    async def play(env: MLTrainerEnv) -> None:
+        for _ in range(calls):
+            await env.call_tool("run_epochs", num_epochs=epochs)
+
+    async with AsyncExitStack() as opened:
+        envs = [MLTrainerEnv(base_url=url) for _ in range(sessions)]
+        for env in envs:
+            await opened.enter_async_context(env)
+        await asyncio.gather(*map(begin, envs, itertools.islice(_seeds, sessions)))
+        before = processor_seconds(server)
+        await asyncio.gather(*map(play, envs))
+        return processor_seconds(server) - before
 
 
 async def _with_sessions(url: str, server: int) -> float:

@@ -93,6 +93,7 @@ def _serve(sockets: list[socket.socket]) -> None:
         import uvicorn
 
         from ml_trainer_env.server.doors.messages import MAX_BYTES
+        from ml_trainer_env.server.machine.quiet import QuietServer
 
     config = uvicorn.Config(
         APPLICATION,
@@ -105,7 +106,7 @@ def _serve(sockets: list[socket.socket]) -> None:
         log.info("listening on http://%s:%d", f"[{host}]" if rest else host, port)
     if os.environ.get("WEB_CONCURRENCY", "1") != "1":
         log.info("WEB_CONCURRENCY does not count: a server is one process, with its own workers")
-    server = uvicorn.Server(config)
+    server = QuietServer(config)
     with suppress(KeyboardInterrupt):
         server.run(sockets)
     if not server.started:

@@ -34,7 +34,7 @@ from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.schedules import RunningSchedule, after_change
 from ml_trainer_env.server.episode.signals import convergence_signal
 from ml_trainer_env.server.runs import Run
-from ml_trainer_env.server.runtime.asking import Asker, never
+from ml_trainer_env.server.runtime.asking import Asker, Bell, Rings, never
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError
@@ -78,6 +78,7 @@ class Episode:
         self._who = object()  # by which the runner knows who asks again
         self._in_progress: str | None = None
         self._abandoned = threading.Event()
+        self._bell = Bell()  # of the training in progress
         self._why_abandoned = ""
         self._reports: tuple[EpochReport, ...] = ()
 
@@ -99,6 +100,7 @@ class Episode:
         """Stop an action in progress at the next epoch boundary; refuse all others. At once."""
         self._why_abandoned = why
         self._abandoned.set()
+        self._bell.ring()
 
     def wait_until_idle(self) -> None:
         """Block until no action is in progress: after `abandon`, at most one epoch."""
@@ -216,7 +218,12 @@ class Episode:
         self, now: Situation, epochs: int, stop: Callable[[], bool]
     ) -> tuple[Situation, tuple[EpochReport, ...]]:
         """`now` after at most `epochs` epochs: fewer when stopped, abandoned or diverged."""
-        asker = Asker(lambda: stop() or self._abandoned.is_set(), who=self._who)
+        self._bell = stop.bell if isinstance(stop, Rings) else Bell()
+
+        def gone() -> bool:
+            return stop() or self._abandoned.is_set()
+
+        asker = Asker(gone, who=self._who, bell=self._bell)
         reports: list[EpochReport] = []
         plans = [_plan(now, epoch) for epoch in range(now.epoch, now.epoch + epochs)]
         with closing(self._runner.train(now.training, plans, asker)) as trained:

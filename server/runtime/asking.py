@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from ml_trainer_env.server.validation import ActionError
 
-PATIENCE = 0.5  # seconds between two looks at whether an asker who waits is still there
+PATIENCE = 2.0  # seconds between two looks of who waits at what no bell is rung for, a time limit
 GLANCES = 100  # such looks a second, of all who wait together: a crowd looks more seldom
 
 
@@ -26,6 +29,38 @@ def never() -> bool:
     return False
 
 
+class Bell:
+    """Rung when somebody may have gone away: wakes who waits on their behalf. Any thread may call.
+
+    Looking instead, ten times a second, cost a server more than an epoch of a slow task.
+    """
+
+    def __init__(self) -> None:
+        self._sleepers: set[threading.Event] = set()
+
+    def ring(self) -> None:
+        for sleeper in tuple(self._sleepers):
+            sleeper.set()
+
+    @contextmanager
+    def wakes(self, sleeper: threading.Event) -> Generator[None]:
+        """Within the block, ringing sets `sleeper`."""
+        self._sleepers.add(sleeper)
+        try:
+            yield
+        finally:
+            self._sleepers.discard(sleeper)
+
+
+@runtime_checkable
+class Rings(Protocol):
+    """A `stop` that rings when its answer may have changed."""
+
+    bell: Bell
+
+    def __call__(self) -> bool: ...
+
+
 def patience(waiting: int) -> float:
     """Seconds between two looks of one of `waiting` askers."""
     return max(PATIENCE, waiting / GLANCES)
@@ -38,3 +73,4 @@ class Asker:
     gone: Callable[[], bool] = never
     who: object = None  # the same for all requests of an episode
     admitted: bool = False  # once it has had a core, it is never turned away
+    bell: Bell = field(default_factory=Bell)  # rung when it may be gone

@@ -24,12 +24,12 @@ SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are ma
 
 
 class _Waiter:
-    """An asker in the queue; `turn` is set once cores are lent to it."""
+    """An asker in the queue; `woken` is set when cores are lent to it, or its asker may be gone."""
 
     def __init__(self, who: object) -> None:
         self.who = who
-        self.turn = threading.Event()
-        self.lent = 0
+        self.woken = threading.Event()
+        self.lent = 0  # cores
 
 
 class Turn:
@@ -108,10 +108,13 @@ class Cores:
                 raise QueueFull(self._refusal())
             self._queue.append(waiter)
             self._serve()
-        while not waiter.turn.wait(patience(len(self._queue))):
-            if asker.gone():
-                self._leave(waiter)
-                raise CalledOff("nobody waits for it any more")
+        with asker.bell.wakes(waiter.woken):
+            while not waiter.lent:
+                waiter.woken.wait(patience(len(self._queue)))
+                waiter.woken.clear()
+                if not waiter.lent and asker.gone():
+                    self._leave(waiter)
+                    raise CalledOff("nobody waits for it any more")
         asker.admitted = True
         return waiter.lent
 
@@ -128,12 +131,12 @@ class Cores:
             waiter.lent = self.threads if alone and self._free >= self.threads else 1
             self._free -= waiter.lent
             self._last = waiter.who
-            waiter.turn.set()
+            waiter.woken.set()
 
     def _leave(self, waiter: _Waiter) -> None:
         """The waiter goes away, whether or not its turn has come in the meantime."""
         with self._lock:
-            if waiter.turn.is_set():
+            if waiter.lent:
                 self._give_back(waiter.lent)
             else:
                 self._queue.remove(waiter)

@@ -164,9 +164,11 @@ class _Claims:
     def wait(self, key: str, asker: Asker) -> None:
         """Until it is made or given up, or the asker is gone."""
         done = self._made.get(key)
-        while done is not None and not asker.gone():
-            try:
-                done.result(patience(len(self._made)))
-            except TimeoutError:
-                continue
+        if done is None:
             return
+        woken = threading.Event()
+        done.add_done_callback(lambda _: woken.set())
+        with asker.bell.wakes(woken):
+            while not done.done() and not asker.gone():
+                woken.wait(patience(len(self._made)))
+                woken.clear()

@@ -5,18 +5,30 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar
 
+from ml_trainer_env.server.runtime.asking import Bell
+
 
 class Connection:
     """One client. `lost` may be asked from any thread."""
 
     def __init__(self) -> None:
         self._gone = asyncio.Event()
+        self._bells: set[Bell] = set()
 
     def lost(self) -> bool:
         return self._gone.is_set()
 
     def lose(self) -> None:
         self._gone.set()
+        for bell in tuple(self._bells):
+            bell.ring()
+
+    def rings(self, bell: Bell) -> None:
+        """Ring it when the client is lost."""
+        self._bells.add(bell)
+
+    def forgets(self, bell: Bell) -> None:
+        self._bells.discard(bell)
 
     async def wait_lost(self) -> None:
         await self._gone.wait()

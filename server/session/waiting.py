@@ -16,6 +16,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from ml_trainer_env.server.machine.ending import Ending
+from ml_trainer_env.server.runtime.asking import Bell
 from ml_trainer_env.server.session.connection import current_connection
 from ml_trainer_env.server.validation import ActionError
 
@@ -56,17 +57,27 @@ class Stop:
     def __init__(
         self, timeout_s: float | None = None, notice: Callable[[], object] = nothing
     ) -> None:
-        self.cancelled = False
+        self.bell = Bell()
+        self._cancelled = False
         self._notice = notice
         self._connection = current_connection.get()
+        if self._connection:
+            self._connection.rings(self.bell)
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
     def __call__(self) -> bool:
-        if self.cancelled:  # nor is there anybody to be told
+        if self._cancelled:  # nor is there anybody to be told
             return True
         self._notice()
         late = self._deadline is not None and time.monotonic() > self._deadline
         return late or (self._connection is not None and self._connection.lost())
+
+    def end(self) -> None:
+        """The call is over, or its task cancelled: nobody waits for it any more."""
+        self._cancelled = True
+        self.bell.ring()
+        if self._connection:
+            self._connection.forgets(self.bell)
 
 
 async def in_thread(work: Callable[..., T], stop: Stop | None = None) -> T:
@@ -82,4 +93,4 @@ async def in_thread(work: Callable[..., T], stop: Stop | None = None) -> T:
             return await to_thread.run_sync(job, abandon_on_cancel=True, limiter=CapacityLimiter(1))
     finally:
         if stop:
-            stop.cancelled = True
+            stop.end()

@@ -14,6 +14,7 @@ import pytest
 from executors import PATIENCE, PLAN, Clock, FakeExecutor, begin, grade, told
 from live import eventually
 
+from ml_trainer_env.server.runtime import cores as cores_module
 from ml_trainer_env.server.runtime import cores as lending
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull
 from ml_trainer_env.server.runtime.cores import ROUND, SLICE, Cores
@@ -330,3 +331,26 @@ def test_in_the_queue_one_can_leave_at_once() -> None:
     assert not executor.orders
     with cores.lend(Asker(lambda: True)) as turn:  # a turn that comes at once is taken
         assert turn.threads == 1
+
+
+# Bells ----------------------------------------------------------------------------------------
+
+
+def test_who_waits_is_woken_by_the_bell_and_not_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores_module, "patience", lambda _: 600.0)
+    cores, leaving = Cores(1, 1), threading.Event()
+    asker = Asker(leaving.is_set)
+
+    def wait() -> None:
+        with cores.lend(asker):
+            raise AssertionError("it was to leave")
+
+    with cores.lend(), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait)
+        eventually(lambda: cores.waiting)
+        leaving.set()
+        asker.bell.ring()
+        with pytest.raises(CalledOff):
+            waiting.result(20)
+    assert cores.waiting == 0
+    asker.bell.ring()  # nobody sleeps any more
