@@ -14,7 +14,6 @@ import pytest
 from executors import PATIENCE, PLAN, Clock, FakeExecutor, begin, grade, told
 from live import eventually
 
-from ml_trainer_env.server.runtime import cores as cores_module
 from ml_trainer_env.server.runtime import cores as lending
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull
 from ml_trainer_env.server.runtime.cores import ROUND, SLICE, Cores
@@ -337,7 +336,7 @@ def test_in_the_queue_one_can_leave_at_once() -> None:
 
 
 def test_who_waits_is_woken_by_the_bell_and_not_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores_module, "patience", lambda _: 600.0)
+    monkeypatch.setattr(lending, "patience", lambda _: 600.0)
     cores, leaving = Cores(1, 1), threading.Event()
     asker = Asker(leaving.is_set)
 
