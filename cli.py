@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from rich.text import Text
 from ml_trainer_env import terminal
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.models import TASK_IDS, TaskId
-from ml_trainer_env.surroundings import remember_states, require_http_client
+from ml_trainer_env.surroundings import remembering, require_http_client, variables_set
 from ml_trainer_env.variables import one_line, option, secret, server_url, settings_explained
 
 if TYPE_CHECKING:  # importing it for real would load OpenEnv, and `--help` is to be quick
@@ -173,15 +173,13 @@ def evaluate(
     from ml_trainer_env.evals import evaluate as evaluation
     from ml_trainer_env.evals.progress import Progress
 
-    if not anew:
-        remember_states()
     console = terminal.stdout()
     try:
         players = evaluation.contenders(_listed(agents, list(AGENTS), "agent"), _tasks(tasks))
         out.mkdir(parents=True, exist_ok=True)
     except (catalogue.AgentUnavailable, OSError) as error:
         _fail(str(error))
-    with _sessions(url, in_process) as connect:
+    with _sessions(url, in_process, {} if anew else remembering()) as connect:
         wanted = evaluation.jobs(players, seeds, connect)
         todo = evaluation.pending(wanted, out)
         progress = Progress(console, len(wanted), len(wanted) - len(todo))
@@ -226,8 +224,8 @@ def replay(
     good = len(kept) == len(records)
     if not kept:
         raise typer.Exit(1)
-    os.environ["ML_TRAINER_SHARING"] = "off"  # what is compared is trained
-    with _sessions(url, in_process) as connect:
+    trained = {"ML_TRAINER_SHARING": "off"}  # or a record would be compared with itself
+    with _sessions(url, in_process, trained) as connect:
         for path, record in kept:
             differences = verify(record, connect)
             good &= not differences
@@ -256,14 +254,21 @@ def bench(context: typer.Context) -> None:
 
 
 @contextmanager
-def _sessions(url: str | None, in_process: bool) -> Generator[Connect, None, None]:
-    """How sessions are opened; a server that is started for them ends with the block."""
+def _sessions(
+    url: str | None, in_process: bool, variables: Mapping[str, str]
+) -> Generator[Connect, None, None]:
+    """How sessions are opened; a server that is started for them ends with the block.
+
+    `variables` are for what trains on this machine; a server elsewhere has its own.
+    """
     from ml_trainer_env.agents.local import LocalSession
     from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
     from ml_trainer_env.local_server import LOGS, ServerError, local_server
 
     url = _url(url)
     with ExitStack() as stack:
+        if url is None:
+            stack.enter_context(variables_set(variables))
         try:
             if in_process:
                 yield LocalSession

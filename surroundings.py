@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -80,11 +81,27 @@ def state_folder() -> Path:
     return (usual if is_writable(usual) else temporary_folder()) / "state"
 
 
-def remember_states() -> None:
-    """Let servers and sessions of this process remember, where no variable says otherwise."""
-    if not os.environ.get("ML_TRAINER_STATE_DIR"):
-        os.environ["ML_TRAINER_STATE_DIR"] = str(state_folder())
-        os.environ.setdefault("ML_TRAINER_STATE_MB", str(REMEMBERED))
+def remembering() -> dict[str, str]:
+    """Variables by which servers and sessions remember, where none says otherwise already."""
+    if os.environ.get("ML_TRAINER_STATE_DIR"):
+        return {}
+    most = os.environ.get("ML_TRAINER_STATE_MB") or str(REMEMBERED)
+    return {"ML_TRAINER_STATE_DIR": str(state_folder()), "ML_TRAINER_STATE_MB": most}
+
+
+@contextmanager
+def variables_set(variables: Mapping[str, str]) -> Generator[None]:
+    """Within the block, this process and those that it starts have these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def require_http_client() -> None:

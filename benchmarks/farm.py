@@ -31,6 +31,7 @@ from ml_trainer_env.benchmarks.watcher import processor_seconds, server_of
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import LOGS, local_server
 from ml_trainer_env.models import TaskId
+from ml_trainer_env.surroundings import variables_set
 from ml_trainer_env.terminal import stdout
 
 LOG = LOGS / "bench-machine-server.log"
@@ -69,17 +70,8 @@ def machine(workers: int, epoch_seconds: float) -> Iterator[str]:
         "FARM_WORKERS": str(workers),
         "FARM_EPOCH_SECONDS": str(epoch_seconds),
     }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    try:
-        with local_server(LOG, PROGRAM) as url:
-            yield url
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with variables_set(variables), local_server(LOG, PROGRAM) as url:
+        yield url
 
 
 async def played(url: str, task_id: TaskId, seconds: float) -> tuple[float, float]:

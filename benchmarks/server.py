@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -19,6 +18,7 @@ from ml_trainer_env.benchmarks.watcher import megabytes, processor_seconds, serv
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import LOGS, local_server
 from ml_trainer_env.models import TaskId
+from ml_trainer_env.surroundings import variables_set
 
 LOG = LOGS / "bench-sessions-server.log"
 CALLS: dict[TaskId, tuple[int, int]] = {"easy_mnist": (8, 20), "hard_cifar": (4, 3)}
@@ -31,11 +31,10 @@ _seeds = itertools.count(1_000_000)
 @contextmanager
 def serving() -> Iterator[tuple[str, float]]:
     """A server in a process of its own: its URL, and the seconds until it answered `/health`."""
-    os.environ["ML_TRAINER_MAX_SESSIONS"] = str(2 * OPEN)
-    begin = time.perf_counter()
-    with local_server(LOG) as url:
-        yield url, time.perf_counter() - begin
-    del os.environ["ML_TRAINER_MAX_SESSIONS"]
+    with variables_set({"ML_TRAINER_MAX_SESSIONS": str(2 * OPEN)}):
+        begin = time.perf_counter()
+        with local_server(LOG) as url:
+            yield url, time.perf_counter() - begin
 
 
 def milliseconds_an_epoch(url: str, task_id: TaskId, calls: int) -> float:

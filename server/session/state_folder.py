@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_trainer_env.server import settings
 from ml_trainer_env.server.runtime.records import NAME, Records
 from ml_trainer_env.server.runtime.states import SUFFIX
-from ml_trainer_env.surroundings import remember_states
+from ml_trainer_env.surroundings import remembering, variables_set
 from ml_trainer_env.terminal import stdout
 from ml_trainer_env.variables import settings_explained
 
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="ml-trainer state", description="The state folder.")
     parser.add_argument("--clear", action="store_true", help="forget all of it")
     options = parser.parse_args(argv)
-    remember_states()
-    chosen = settings.current()
+    with variables_set(remembering()):
+        chosen = settings.current()
     assert chosen.state_dir is not None
     if options.clear:
         stdout().print(f"{clear(chosen.state_dir)} files removed from {chosen.state_dir}")

@@ -128,3 +128,30 @@ assert app.app.title
     environment = nothing | {"TMPDIR": str(tmp_path)}
     arguments = [sys.executable, "-c", code]
     subprocess.run(arguments, env=environment, cwd=tmp_path, check=True, timeout=120)
+
+
+# What evaluations remember ----------------------------------------------------------------------
+
+
+def test_who_has_a_state_folder_is_left_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_TRAINER_STATE_DIR", "/own")
+    assert surroundings.remembering() == {}
+    monkeypatch.delenv("ML_TRAINER_STATE_DIR")
+    monkeypatch.setenv("ML_TRAINER_STATE_MB", "7")
+    assert surroundings.remembering() == {
+        "ML_TRAINER_STATE_DIR": str(surroundings.state_folder()),
+        "ML_TRAINER_STATE_MB": "7",
+    }
+
+
+def test_variables_are_set_for_a_block_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_TRAINER_A", "before")
+    monkeypatch.delenv("ML_TRAINER_B", raising=False)
+    with (
+        pytest.raises(ZeroDivisionError),
+        surroundings.variables_set({"ML_TRAINER_A": "1", "ML_TRAINER_B": "2"}),
+    ):
+        assert (os.environ["ML_TRAINER_A"], os.environ["ML_TRAINER_B"]) == ("1", "2")
+        raise ZeroDivisionError
+    assert os.environ["ML_TRAINER_A"] == "before"
+    assert "ML_TRAINER_B" not in os.environ
