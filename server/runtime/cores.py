@@ -19,7 +19,7 @@ from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull, pa
 
 MAX_WAITING = 256
 SLICE = 0.25  # seconds that a turn lasts at most, but for the epoch in progress
-ROUND = 1.0  # seconds in which a crowd is to have had a turn each; its turns are as much shorter
+ROUND = 2.0  # seconds in which a crowd is to have had a turn each; its turns are as much shorter
 SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are made from
 
 

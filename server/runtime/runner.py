@@ -138,7 +138,8 @@ class SliceRunner:
         return request.accuracy
 
     def _slice(self, request: _Request) -> Generator[Trained]:
-        """One turn at the cores."""
+        """One turn at the cores. They are given back before the last epoch is told of."""
+        last = None  # it stays so where the executor is lost
         with (
             self.cores.lend(request.asker) as turn,
             request.losses_counted(),
@@ -146,12 +147,17 @@ class SliceRunner:
         ):
             order = request.order(nearest, turn, self.states.folder)
             with self.executor.perform(order, nearest.descriptor) as answers:
-                yield from self._epochs(request, order, answers, turn)
+                last = yield from self._epochs(request, order, answers, turn)
+        if last is not None:
+            yield last
 
     def _epochs(
         self, request: _Request, order: Order, answers: Answers, turn: Turn
-    ) -> Generator[Trained]:
-        """What comes of `order`. Epochs that were trained before are compared, and not told."""
+    ) -> Generator[Trained, None, Trained | None]:
+        """What comes of `order`, up to its last epoch, which is returned.
+
+        Epochs that were trained before are compared, and not told.
+        """
         again = list(request.run.history[len(request.run.history) - order.again :])
         ended = stopped = gone = False
         try:
@@ -162,6 +168,8 @@ class SliceRunner:
                 if answer.metrics is not None:
                     if again:
                         _compare(again.pop(0), answer.metrics, request.run)
+                    elif not gone and ended:
+                        return request.take(answer)
                     elif not gone:
                         yield request.take(answer)
                 gone = gone or (not ended and request.asker.gone())
@@ -174,6 +182,7 @@ class SliceRunner:
             while not ended:
                 ended = self._next(answers, order).last
             raise
+        return None
 
     def _next(self, answers: Answers, order: Order) -> Answer:
         """The next answer; the state that comes with the last one is kept."""
