@@ -92,6 +92,7 @@ def runner() -> Runner:
 
 def serve(host: str, port: int) -> None:
     allow_many_files()
+    runner()  # once, before many ask for it
     environment = partial(MLTrainerEnvironment, find_runner=runner, places=process.places())
     served = app.build(environment, current(), places=process.places())
     uvicorn.run(served, host=host, port=port)
@@ -126,11 +127,13 @@ def worker(end: socket.socket, seconds: float) -> None:
 def wait(order: Order, channel: Channel, end: socket.socket, seconds: float) -> None:
     """An epoch after another, told as a worker would tell of them. Raises `EOFError`."""
     key = order.state or runs.begin(order.workload, order.seed, Engine(**ENGINE)).key
+    told_meanwhile = select.poll()  # of any descriptor: there are thousands
+    told_meanwhile.register(end, select.POLLIN)
     ahead: list[dict[str, Any]] = []
     told = begun = time.monotonic()
     for done, plan in enumerate(order.plans, 1):
         left = begun + done * seconds - time.monotonic()
-        stopped = bool(select.select([end], [], [], max(0.0, left))[0])
+        stopped = bool(told_meanwhile.poll(1000 * max(0.0, left)))
         if stopped:
             channel.receive()
             time.sleep(max(0.0, begun + done * seconds - time.monotonic()))
