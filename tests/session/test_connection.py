@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,10 +13,12 @@ from ml_trainer_env.server.session.waiting import Stop
 
 
 @pytest.fixture
-def connection() -> Connection:
+def connection() -> Iterator[Connection]:
+    """That of the calls of this test, and of no other."""
     connection = Connection()
-    current_connection.set(connection)
-    return connection
+    token = current_connection.set(connection)
+    yield connection
+    current_connection.reset(token)
 
 
 def test_a_lost_client_rings_for_its_calls(connection: Connection) -> None:
