@@ -1,4 +1,4 @@
-"""The three data sets: one fixed subset each, verified, cached once per user, given as arrays.
+"""The three data sets: fixed subsets of each, verified, cached once per user, given as arrays.
 
 Guarantees:
 - `load(name)` gives the same bytes on every machine: the specification's SHA-256 is checked each
@@ -36,7 +36,15 @@ import safetensors.numpy
 
 from ml_trainer_env.server.data import folder as data_folder
 from ml_trainer_env.server.data import sources as dataset_sources
-from ml_trainer_env.server.data.canon import CANON, SPLITS, Canon, NotCanonicalError, cut, verify
+from ml_trainer_env.server.data.canon import (
+    CANON,
+    SPLITS,
+    Canon,
+    NotCanonicalError,
+    cut,
+    subsets,
+    verify,
+)
 from ml_trainer_env.server.data.folder import NAMES, VARIABLE, cache_dir
 from ml_trainer_env.server.data.formats import SourceError
 from ml_trainer_env.server.data.pace import BARELY, BRISK, TooSlow
@@ -99,14 +107,19 @@ class _Unusable(DatasetUnavailable):
 
 
 def cache_file(name: str) -> Path:
-    """Where data set `name` is cached: one safetensors file with uint8 images and labels."""
+    """Where data set `name` is cached: one safetensors file with uint8 images and labels.
+
+    All subsets of a data set lie in one file.
+    """
     _canon(name)
-    return cache_dir() / f"{name}.safetensors"
+    return cache_dir() / f"{name.partition('/')[0]}.safetensors"
 
 
 @functools.cache
 def load(name: str) -> Dataset:
-    """Data set `name` (one of NAMES), prepared first when it is not cached; once per process.
+    """Data set `name`, prepared first when it is not cached; once per process.
+
+    One of NAMES, or a subset of one as the families have it: `mnist/eval`.
 
     Raises ValueError for an unknown name and DatasetUnavailable when no source gives the data.
     """
@@ -123,7 +136,7 @@ def status() -> tuple[Status, ...]:
     for name in NAMES:
         path = cache_file(name)
         try:
-            found.append(Status(name, path, "ok", source=_read(name)[1]))
+            found.append(Status(name, path, "ok", source=_source(name)))
         except _Unusable as error:
             state = "damaged" if path.exists() else "missing"
             found.append(Status(name, path, state, why=str(error)))
@@ -144,7 +157,7 @@ def _read(name: str) -> tuple[Dataset, str]:
         with safetensors.safe_open(path, framework="np") as file:
             source = (file.metadata() or {}).get("source", "unknown")
             arrays = {
-                f"{split}_{part}": file.get_tensor(f"{split}_{part}")
+                f"{split}_{part}": file.get_tensor(f"{_prefix(name)}{split}_{part}")
                 for split in SPLITS
                 for part in ("images", "labels")
             }
@@ -159,6 +172,17 @@ def _read(name: str) -> tuple[Dataset, str]:
         for split in SPLITS
     )
     return Dataset(name, *splits), source
+
+
+def _prefix(name: str) -> str:
+    """Of the names of a subset's arrays in the file: the classic one has none."""
+    return f"{subset}/" if (subset := name.partition("/")[2]) else ""
+
+
+def _source(name: str) -> str:
+    """Where data set `name` came from; raises _Unusable unless all its subsets are whole."""
+    classic, *_ = [_read(subset)[1] for subset in subsets(name)]
+    return classic
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], source: str) -> None:
@@ -186,9 +210,10 @@ def prepare(name: str, *, raw_dir: Path | None = None) -> Path:
     folder of official files to try before any download. Of several processes one fetches, the
     others wait. Raises DatasetUnavailable, ValueError for an unknown name.
     """
+    name = name.partition("/")[0]
     path = cache_file(name)
     try:
-        _read(name)
+        _source(name)
         return path
     except _Unusable:
         pass
@@ -232,7 +257,7 @@ def _acquire(lock: filelock.BaseFileLock) -> None:
 def _prepare_locked(name: str, raw_dir: Path | None) -> None:
     path = cache_file(name)
     try:
-        _read(name)
+        _source(name)
         return  # another process was faster
     except _Unusable as error:
         if path.exists():
@@ -244,7 +269,7 @@ def _prepare_locked(name: str, raw_dir: Path | None) -> None:
         source = queue.popleft()
         patient = source.title in slow or not queue
         try:
-            arrays = _obtain(source, CANON[name], BARELY if patient else BRISK)
+            arrays = _obtain(source, name, BARELY if patient else BRISK)
         except Ending:
             raise
         # Whatever is wrong with one source (a truncated archive, a hostile pickle, a client
@@ -267,12 +292,16 @@ def _own_raw_dir() -> Path | None:
     return expanded(Path(own)) if own else None
 
 
-def _obtain(source: dataset_sources.Source, canon: Canon, least: float) -> dict[str, np.ndarray]:
-    """The verified subset from one source; raises whatever is wrong with it."""
+def _obtain(source: dataset_sources.Source, name: str, least: float) -> dict[str, np.ndarray]:
+    """The verified subsets from one source; raises whatever is wrong with it."""
+    found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory(prefix="ml-trainer-", ignore_cleanup_errors=True) as work:
-        arrays = cut(source.fetch(Path(work), least), canon)
-    verify(arrays, canon)
-    return arrays
+        raw = source.fetch(Path(work), least)
+        for subset, canon in subsets(name).items():
+            arrays = cut(raw, canon)
+            verify(arrays, canon)
+            found |= {f"{_prefix(subset)}{key}": array for key, array in arrays.items()}
+    return found
 
 
 def _what_to_do(name: str, failures: Sequence[str]) -> str:

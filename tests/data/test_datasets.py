@@ -86,6 +86,53 @@ def test_cut_is_first_n_then_next_m_of_every_class_in_file_order():
         np.testing.assert_array_equal(arrays[f"{split}_labels"], labels)
 
 
+def numbered(name: str) -> RawData:
+    """Official files as large as the subsets ask for, whose pixels are the number of the row."""
+    most = [0, 0]
+    for canon in dataset_canon.subsets(name).values():
+        train, val, test = canon.per_class
+        most = [max(most[0], canon.skip[0] + train + val), max(most[1], canon.skip[1] + test)]
+
+    def half(each: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = first + np.arange(10 * each, dtype=np.uint32)
+        images = rows.view(np.uint8).reshape(-1, 1, 2, 2)
+        return images, np.random.default_rng(each).permutation(np.arange(10 * each) % 10)
+
+    return RawData(*half(most[0], 0), *half(most[1], 1 << 20))
+
+
+@pytest.mark.parametrize("name", datasets.NAMES)
+def test_no_image_is_in_two_subsets_or_two_splits(name):
+    raw, seen = numbered(name), []
+    assert list(dataset_canon.subsets(name)) == [
+        name,
+        *(f"{name}/{split}" for split in ("train", "validation", "eval")),
+    ]
+    for canon in dataset_canon.subsets(name).values():
+        arrays = dataset_canon.cut(raw, canon)
+        for split, count in zip(dataset_canon.SPLITS, canon.images, strict=True):
+            rows = arrays[f"{split}_images"].reshape(-1, 4).view(np.uint32)[:, 0]
+            assert len(rows) == count
+            seen += rows.tolist()
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "eval"])
+@pytest.mark.parametrize("name", datasets.NAMES)
+def test_the_families_have_as_many_images_of_each_class_to_draw_from(name, split):
+    data = datasets.load(f"{name}/{split}")
+    for part, per_class in ((data.train, 400), (data.val, 100), (data.test, 200)):
+        assert part.images.shape == (10 * per_class, *SHAPE[name])
+        assert np.bincount(part.labels).tolist() == [per_class] * 10
+
+
+def test_all_subsets_lie_in_one_file_that_is_fetched_once(cache, monkeypatch):
+    source = Sources(monkeypatch, make_raw())
+    assert len(datasets.load("mnist/eval").train.labels) == 10
+    assert len(datasets.load("mnist").train.labels) == 30
+    assert source.fetched == 1
+
+
 def test_cut_of_a_transposed_view_is_stored_in_c_order():
     raw = make_raw()
     images = np.asfortranarray(raw.train_images)
@@ -239,7 +286,7 @@ def fetch(work, least):
     with open({log!r}, "a") as log: log.write("fetched\\n")
     time.sleep(0.5)
     return t.make_raw()
-dataset_canon.CANON["mnist"] = t.tiny_canon(t.make_raw())
+t.in_the_place_of_mnist(dataset_canon.CANON)
 dataset_sources.sources = lambda name, raw_dir: [dataset_sources.Source("slow", fetch)]
 {hook}
 print("ready", flush=True)
