@@ -104,7 +104,7 @@ def unflatten(parameters: Sequence[Parameter], flat: Tensor) -> list[Tensor]:
     return [v.permute(0, 3, 1, 2) if v.dim() == 4 else v for v in views]
 
 
-def _flat(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def flat(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Each in memory order: the inverse of `unflatten`, without joining them to one vector.
 
     A copy of all gradients would cost as much as the optimizer's step. fp32 in bf16, too.
@@ -114,13 +114,13 @@ def _flat(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     )
 
 
-def _loss_gradient(logits: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+def loss_gradient(logits: Tensor, labels: Tensor, batch_size: int) -> Tensor:
     """Of the summed cross-entropy over `batch_size`: (softmax - one-hot) / batch_size."""
     one_hot = _IDENTITY.index_select(0, labels)
     return torch.softmax(logits, 1).sub_(one_hot).div_(batch_size)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """`x @ weight.T + bias`, with ReLU fused: oneDNN's product, twice as fast as MKL's here."""
     if torch.is_autocast_enabled("cpu"):
         x, weight = x.bfloat16(), weight.bfloat16()
@@ -135,17 +135,17 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = 
 
 
 class _Linear(torch.autograd.Function):
-    """`_linear` with a backward pass made of the same product."""
+    """`linear` with a backward pass made of the same product."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _linear(x, weight)
+        return linear(x, weight)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        return _linear(grad, weight.t()), _linear(grad.t(), x.t())
+        return linear(grad, weight.t()), linear(grad.t(), x.t())
 
 
 @dataclass(frozen=True)
@@ -191,24 +191,24 @@ class _MlpReplica:
     ) -> ShardResult:
         w1, b1, w2, b2 = self._parameters
         x = images.reshape(len(images), -1)
-        hidden = _linear(x, w1, b1, relu=True)
+        hidden = linear(x, w1, b1, relu=True)
         dropped = hidden if masks is None else hidden * masks
         logits = torch.addmm(b2, dropped, w2.t())
-        d_logits = _loss_gradient(logits, labels, batch_size)
+        d_logits = loss_gradient(logits, labels, batch_size)
         d_hidden = d_logits @ w2
         d_hidden = d_hidden if masks is None else d_hidden.mul_(masks)
         d_hidden = torch.ops.aten.threshold_backward(d_hidden, hidden, 0)
         gradients = (
-            _linear(d_hidden.t(), x.t()),
+            linear(d_hidden.t(), x.t()),
             d_hidden.sum(0),
             d_logits.t() @ dropped,
             d_logits.sum(0),
         )
-        return ShardResult(_flat(gradients), logits)
+        return ShardResult(flat(gradients), logits)
 
     def logits(self, images: Tensor) -> Tensor:
         w1, b1, w2, b2 = self._parameters
-        return torch.addmm(b2, _linear(images.reshape(len(images), -1), w1, b1, relu=True), w2.t())
+        return torch.addmm(b2, linear(images.reshape(len(images), -1), w1, b1, relu=True), w2.t())
 
 
 @dataclass(frozen=True)
@@ -291,9 +291,9 @@ class _ConvReplica:
     ) -> ShardResult:
         with torch.enable_grad():
             logits = self._forward(images, masks, training=True)
-        above = _loss_gradient(logits.detach(), labels, batch_size)
+        above = loss_gradient(logits.detach(), labels, batch_size)
         gradients = torch.autograd.grad(logits, self._leaves, above)
-        return ShardResult(_flat(gradients), logits.detach())
+        return ShardResult(flat(gradients), logits.detach())
 
     def logits(self, images: Tensor) -> Tensor:
         return self._forward(images, None, training=False)
