@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine soak calibrate lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine soak ranking calibrate lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +51,9 @@ bench-machine: data ## what one server feeds: a simulated machine of many cores;
 
 soak: data ## ten minutes of many clients, killed workers and vanishing clients
 	@$(PY) benchmarks/soak.py $(ARGS)
+
+ranking: setup ## how often the return ranks runs otherwise than the score; ARGS=FOLDER of records
+	@$(PY) benchmarks/ranking.py $(ARGS)
 
 calibrate: data ## the runs behind the scales: ARGS='report', 'search TASK', 'confirm TASK'
 	@$(PY) benchmarks/calibrate.py $(ARGS)
