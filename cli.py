@@ -212,7 +212,7 @@ def replay(
     """Play recorded attempts again and compare every answer, bit for bit."""
     require_http_client()  # before OpenEnv is imported
     from ml_trainer_env.agents import records as reading
-    from ml_trainer_env.agents.replay import verify
+    from ml_trainer_env.agents.replay import OtherVersion, verify
 
     console = terminal.stdout()
     kept: list[tuple[Path, reading.Record]] = []
@@ -227,7 +227,12 @@ def replay(
     trained = {"ML_TRAINER_SHARING": "off"}  # or a record would be compared with itself
     with _sessions(url, in_process, trained) as connect:
         for path, record in kept:
-            differences = verify(record, connect)
+            try:
+                differences = verify(record, connect)
+            except OtherVersion as error:
+                good = False
+                console.print(Text(f"{path}: {error}", "red"), soft_wrap=True)
+                continue
             good &= not differences
             verdict = f"{len(differences)} differences" if differences else "the same, bit for bit"
             shown = Text(f"{path}: {verdict}", "red" if differences else "green")

@@ -160,7 +160,7 @@ class GradeComponent(Model):
 
 
 class Grade(Model):
-    """The final score, explained. Belongs to the checkpoint with the best validation accuracy."""
+    """The final score, explained. Belongs to the checkpoint that scores best on validation."""
 
     task_id: TaskId
     task_version: int
@@ -200,6 +200,9 @@ class TrainingStatus(Model):
     val_accuracy: float | None
     best_val_accuracy: float | None
     best_val_epoch: int | None
+    graded_epoch: int | None = Field(
+        default=None, description="whose checkpoint submit_model would have graded, the best so far"
+    )
     generalization_gap: float | None
     loss_history_last_10: tuple[float | None, ...]
     val_loss_history_last_10: tuple[float | None, ...]
@@ -226,7 +229,8 @@ class TrainingStatus(Model):
                 f"val loss {_shown(self.val_loss)}, accuracy {_shown(self.val_accuracy)}; "
                 f"gap {_shown(self.generalization_gap)}",
                 f"best val accuracy {_shown(self.best_val_accuracy)} "
-                f"at epoch {self.best_val_epoch or '-'}",
+                f"at epoch {self.best_val_epoch or '-'}; to be graded: epoch "
+                f"{self.graded_epoch or '-'}",
             ]
         if self.current_config is not None:
             lines.append(", ".join(f"{name} {value}" for name, value in self.current_config))

@@ -25,6 +25,10 @@ _CIRCUMSTANCES: Any = {
 MISSING = "absent"
 
 
+class OtherVersion(Exception):
+    """The task has changed since: its grades and rewards are others, whatever the bits."""
+
+
 def replay(attempt: Attempt, record: Record) -> None:
     """Open the recorded sessions and make the recorded calls, in their order."""
     for line in record.lines:
@@ -41,10 +45,22 @@ def replay(attempt: Attempt, record: Record) -> None:
 
 
 def verify(record: Record, connect: Connect) -> list[str]:
-    """What comes out differently when `record` is played again; empty when nothing does."""
+    """What comes out differently when `record` is played again; empty when nothing does.
+
+    Raises `OtherVersion`, before anything is trained.
+    """
     lines: list[Line] = []
     header = record.header
-    with Attempt(header.player, connect, header.task_id, header.seed, [lines.append]) as attempt:
+
+    def refuse_another_version(line: Line) -> None:
+        if isinstance(line, Header) and line.task_version != header.task_version:
+            raise OtherVersion(
+                f"was played on version {header.task_version} of {header.task_id}, and this is "
+                f"version {line.task_version}: its rewards and scores are not to be compared"
+            )
+
+    observers = [refuse_another_version, lines.append]
+    with Attempt(header.player, connect, header.task_id, header.seed, observers) as attempt:
         replay(attempt, record)
     recorded = [header, *record.lines, record.end]
     return [

@@ -3,6 +3,7 @@
     make calibrate ARGS='search hard_cifar --trials 12'   # recipes drawn at random, one seed
     make calibrate ARGS='finals hard_cifar'               # the best recipes of it, three more seeds
     make calibrate ARGS='confirm hard_cifar'              # naive and reference, five seeds again
+    make calibrate ARGS='again hard_cifar'                # runs on file that lack their val losses
     make calibrate ARGS='report'                          # grade what is recorded, train nothing
 
 Every run is one line of `docs/calibration/TASK.jsonl`: who asked for it, its recipe and seed, and
@@ -42,11 +43,13 @@ from ml_trainer_env.models import (
     TrainingConfig,
 )
 from ml_trainer_env.server import tasks
+from ml_trainer_env.server.episode.rewards import LEVELS
 from ml_trainer_env.server.runtime.cores import available
 from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint
 from ml_trainer_env.terminal import stdout
 
 FOLDER = Path(__file__).parents[1] / "docs" / "calibration"
+CHANCE = math.log(10)  # the loss of ten equal probabilities
 SEARCH_SEED = 0  # of the training in the search; the draws of a trial come from its number
 FINAL_SEEDS = range(5, 8)
 SEEDS = range(5)  # of the runs that the scales rest on
@@ -77,9 +80,14 @@ class Run(BaseModel):
     seed: int
     recipe: TrainingConfig
     val_accuracy: list[float | None]
+    val_loss: list[float | None] = []  # empty in runs that were recorded before version 2
     clean_train_accuracy: list[float | None]
     clean_train_loss: list[float | None]
     hidden_test_accuracy: float
+
+    @property
+    def job(self) -> Job:
+        return Job(self.task_id, self.stage, self.seed, self.recipe)
 
     @property
     def history(self) -> list[EpochRecord]:
@@ -93,7 +101,11 @@ class Run(BaseModel):
             augmentation=0.0,
         )
         measured = zip(
-            self.val_accuracy, self.clean_train_accuracy, self.clean_train_loss, strict=True
+            self.val_accuracy,
+            self.val_loss or self.clean_train_loss,  # grades ask only whether there is one
+            self.clean_train_accuracy,
+            self.clean_train_loss,
+            strict=True,
         )
         return [
             EpochRecord(
@@ -101,12 +113,12 @@ class Run(BaseModel):
                 plan=plan,
                 train_loss=loss,
                 train_accuracy=clean,
-                val_loss=loss,  # grades ask only whether there is one
+                val_loss=val_loss,
                 val_accuracy=val,
                 clean_train_loss=loss,
                 clean_train_accuracy=clean,
             )
-            for number, (val, clean, loss) in enumerate(measured, 1)
+            for number, (val, val_loss, clean, loss) in enumerate(measured, 1)
         ]
 
 
@@ -161,9 +173,8 @@ def train(job: Job) -> Run:
     task_id, stage, seed, recipe = job
     task = TASKS[task_id]
     trainer.configure_process()
-    workload = runs.Workload(task.network, task.dataset, task.shards, task.version)
     runner = SliceRunner(Inline(), Cores(threads=1), States(STATES))
-    episode = Episode(task, runs.begin(workload, seed, runner.engine()), runner)
+    episode = Episode(task, runs.begin(task.workload, seed, runner.engine()), runner)
     episode.configure_training(recipe.model_dump())
     while (left := task.max_epochs - episode.now.epoch) > 0:
         episode.run_epochs(min(left, MAX_EPOCHS_PER_CALL))
@@ -177,6 +188,7 @@ def train(job: Job) -> Run:
         seed=seed,
         recipe=recipe,
         val_accuracy=[r.val_accuracy for r in history],
+        val_loss=[r.val_loss for r in history],
         clean_train_accuracy=[r.clean_train_accuracy for r in history],
         clean_train_loss=[r.clean_train_loss for r in history],
         hidden_test_accuracy=runner.test_accuracy(episode.now.training),
@@ -191,25 +203,27 @@ def recorded(task_id: TaskId) -> list[Run]:
 
 
 def train_all(jobs: Sequence[Job], console: Console) -> None:
-    """Train what is not on file, side by side, one process a core; record each run as it ends."""
+    """Train what is not on file, side by side, one process a core; record each run as it ends.
+
+    A run without val losses counts as not on file, and gives way to the new one.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    done = {
-        Job(run.task_id, run.stage, run.seed, run.recipe)
-        for task_id in TASK_IDS
-        for run in recorded(task_id)
-    }
+    done = {run.job for task_id in TASK_IDS for run in recorded(task_id) if run.val_loss}
     jobs = [job for job in jobs if job not in done]
     context = multiprocessing.get_context("spawn")
     with context.Pool(available(), maxtasksperchild=1) as pool:
         for run in pool.imap_unordered(train, jobs):
-            with (FOLDER / f"{run.task_id}.jsonl").open("a", encoding="utf-8") as file:
-                file.write(run.model_dump_json() + "\n")
+            others = [other for other in recorded(run.task_id) if other.job != run.job]
+            path = FOLDER / f"{run.task_id}.jsonl"
+            text = "".join(f"{each.model_dump_json()}\n" for each in (*others, run))
+            path.with_suffix(".part").write_text(text, encoding="utf-8")
+            path.with_suffix(".part").replace(path)
             console.print(summary(run), highlight=False)
 
 
 def summary(run: Run) -> str:
     task = TASKS[run.task_id]
-    best = best_checkpoint(run.history)
+    best = best_checkpoint(task, run.history)
     if best is None or best.val_accuracy is None or best.gap is None:
         return f"{run.stage} seed {run.seed}: every epoch diverged"
     asked = ", ".join(f"{k} {v}" for k, v in run.recipe.model_dump(exclude_defaults=True).items())
@@ -248,6 +262,15 @@ def mean_best(run: Run) -> float:
     return statistics.fmean(curve)
 
 
+def loss_levels(task_id: TaskId) -> tuple[float, ...]:
+    """Five val losses in equal ratios, from chance to what each naive run reaches, in nats."""
+    naive = [run for run in recorded(task_id) if run.stage == "naive"]
+    reached = max(min(loss for loss in run.val_loss if loss is not None) for run in naive)
+    lowest = math.ceil(100 * reached) / 100
+    ratio = (lowest / CHANCE) ** (1 / LEVELS)
+    return (*(round(CHANCE * ratio**n, 2) for n in range(1, LEVELS)), lowest)
+
+
 def report(task_ids: Iterable[TaskId], console: Console) -> dict[str, Any]:
     """Show each task's runs under the scales in force; what a test and the docs rest on."""
     results: dict[str, Any] = {}
@@ -262,7 +285,7 @@ def report(task_ids: Iterable[TaskId], console: Console) -> dict[str, Any]:
             if not chosen:
                 continue
             results[f"{task_id} {stage}"] = [round(score(task, run), 4) for run in chosen]
-            best = [record for run in chosen if (record := best_checkpoint(run.history))]
+            best = [record for run in chosen if (record := best_checkpoint(task, run.history))]
             columns = (
                 [record.val_accuracy or 0.0 for record in best],
                 [record.gap or 0.0 for record in best],
@@ -273,6 +296,7 @@ def report(task_ids: Iterable[TaskId], console: Console) -> dict[str, Any]:
             )
             table.add_row(stage, str(len(chosen)), *map(_spread, columns))
         console.print(table)
+        results[f"{task_id} loss levels"] = loss_levels(task_id)
     return results
 
 
@@ -283,7 +307,7 @@ def _spread(values: list[float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="make calibrate", description="Calibrate the scales.")
-    parser.add_argument("command", choices=("search", "finals", "confirm", "report"))
+    parser.add_argument("command", choices=("search", "finals", "confirm", "again", "report"))
     parser.add_argument("tasks", nargs="*", help=f"of {', '.join(TASK_IDS)}; default: all")
     parser.add_argument("--trials", type=int, default=10, help="of the search")
     parser.add_argument("--best", type=int, default=3, help="how many reach the finals")
@@ -308,6 +332,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif options.command == "confirm":
             jobs += [Job(task_id, "reference", seed, RECIPES[task_id]) for seed in SEEDS]
             jobs += [Job(task_id, "naive", seed, NAIVE) for seed in SEEDS]
+        elif options.command == "again":
+            jobs += sorted(
+                (run.job for run in recorded(task_id)), key=lambda job: job.stage != "naive"
+            )
     train_all(jobs, console)
     print(json.dumps(report(task_ids, console)))
 

@@ -20,7 +20,6 @@ from ml_trainer_env.server import trainer
 from ml_trainer_env.server.engine.resident import resident
 from ml_trainer_env.server.engine.team import SERIAL, Team
 from ml_trainer_env.server.models_nn import NETWORKS
-from ml_trainer_env.server.runs import Workload
 from ml_trainer_env.server.tasks import Task
 
 AUGMENTATION = 0.5  # strength
@@ -200,8 +199,7 @@ class _Usual:
 
 
 def _variants(task: Task, team: Team) -> dict[str, _Variant]:
-    workload = Workload(task.network, task.dataset, task.shards, task.version)
-    start = trainer.start(workload, seed=0)
+    start = trainer.start(task.workload, seed=0)
     plain = EpochPlan(
         optimizer="adam",
         learning_rate=0.001,

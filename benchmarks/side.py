@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.runs import Workload
 from ml_trainer_env.server.tasks import TASKS, Task
 
 PLAN = EpochPlan(
@@ -33,8 +32,7 @@ PLAN = EpochPlan(
 def engine(task: Task, seed: int) -> Callable[[int], None]:
     """A loop over `advance`, warmed up."""
     trainer.configure_process()
-    workload = Workload(task.network, task.dataset, task.shards, task.version)
-    state = trainer.advance(trainer.start(workload, seed), PLAN)
+    state = trainer.advance(trainer.start(task.workload, seed), PLAN)
 
     def train(epochs: int) -> None:
         nonlocal state

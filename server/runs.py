@@ -18,6 +18,54 @@ from ml_trainer_env.models import EpochPlan, EpochRecord
 
 Precision = Literal["fp32", "bf16"]
 
+NO_CREDIT_GAP = 0.15  # the generalisation gap at which it earns nothing
+FULL_CREDIT_GAP = 0.05  # and below which it earns everything
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What a checkpoint is worth; of a run's checkpoints the worthiest is kept, and graded.
+
+    The accuracy is worth 0 at `low` and 1 at `high`. Where the generalisation gap counts, too, it
+    is worth 0 at `NO_CREDIT_GAP` and 1 at `FULL_CREDIT_GAP`, as far as anything was learned: an
+    untrained network has no gap either.
+    """
+
+    low: float
+    high: float
+    gap_weight: float = 0.0  # the accuracy has what is left to 1
+
+    def accuracy(self, accuracy: float) -> float:
+        """A, in 0..1."""
+        return clip((accuracy - self.low) / (self.high - self.low))
+
+    def learned(self, accuracy: float) -> float:
+        """min(1, 2A)."""
+        return min(1.0, 2.0 * self.accuracy(accuracy))
+
+    def generalization(self, accuracy: float, gap: float) -> float:
+        """G, in 0..1."""
+        width = NO_CREDIT_GAP - FULL_CREDIT_GAP
+        return clip((NO_CREDIT_GAP - gap) / width) * self.learned(accuracy)
+
+    def worth(self, record: EpochRecord) -> tuple[float, float]:
+        """What `record` is worth, and what decides between equals: the accuracy itself."""
+        accuracy, gap = record.val_accuracy, record.gap
+        if accuracy is None or gap is None:  # diverged
+            return -1.0, -1.0
+        by_gap = self.gap_weight and self.gap_weight * self.generalization(accuracy, gap)
+        return (1 - self.gap_weight) * self.accuracy(accuracy) + by_gap, accuracy
+
+    def better(self, best: EpochRecord | None, record: EpochRecord) -> EpochRecord | None:
+        """The one that is kept of the two: the worthier, the earlier on a tie."""
+        worth, least = self.worth(record), (-1.0, -1.0) if best is None else self.worth(best)
+        return record if worth > least else best
+
+
+def clip(value: float) -> float:
+    """`value`, cut to 0..1."""
+    return min(1.0, max(0.0, value))
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -27,6 +75,7 @@ class Workload:
     dataset: str
     shards: int
     version: int
+    scale: Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +97,7 @@ class Run:
     precision: Precision
     engine: str  # the fingerprint of what trains it
     history: tuple[EpochRecord, ...] = ()
-    best: EpochRecord | None = None  # highest validation accuracy, the earliest on a tie
+    best: EpochRecord | None = None  # the one that is kept, by the workload's scale
 
     @property
     def epoch(self) -> int:
@@ -60,9 +109,7 @@ class Run:
 
     def after(self, record: EpochRecord) -> Run:
         """The run with one more epoch, of which this came."""
-        best, accuracy = self.best, record.val_accuracy
-        if accuracy is not None and (best is None or accuracy > (best.val_accuracy or 0.0)):
-            best = record
+        best = self.workload.scale.better(self.best, record)
         return replace(self, key=self.then(record.plan), history=(*self.history, record), best=best)
 
     def keys(self) -> list[str]:

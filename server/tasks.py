@@ -1,8 +1,9 @@
 """The three tasks and their graders: plain data and pure functions, nothing imported but models.
 
 Guarantees: the score is in 0..1 and depends on the epoch history alone, never on the calls that
-led to it; it belongs to one checkpoint, the best val accuracy (earliest on a tie), whose accuracy
-and gap are taken from the same epoch; without a finished epoch it is 0; no NaN comes out.
+led to it; it belongs to one checkpoint, the one worth most on the task's scale (earliest on a tie),
+whose accuracy and gap are taken from the same epoch; without a finished epoch it is 0; no NaN comes
+out.
 A changed number in this file is a new `version` of its task.
 """
 
@@ -10,33 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from ml_trainer_env.models import TASK_IDS, EpochRecord, Grade, GradeComponent, TaskId
+from ml_trainer_env.server.runs import FULL_CREDIT_GAP, NO_CREDIT_GAP, Scale, Workload, clip
 
 History = Sequence[EpochRecord]
 ComponentName = Literal["accuracy", "generalization", "efficiency", "stability"]
 
-NO_CREDIT_GAP = 0.15  # the gap at which generalization earns nothing
-FULL_CREDIT_GAP = 0.05  # the gap below which it earns everything
-
-
-@dataclass(frozen=True, slots=True)
-class AccuracyScale:
-    """The val accuracies that are worth 0 (`low`) and 1 (`high`), linear between them."""
-
-    low: float
-    high: float
-
-    def value(self, accuracy: float) -> float:
-        return _clip((accuracy - self.low) / (self.high - self.low))
-
-
-EASY_SCALE = AccuracyScale(low=0.88, high=0.975)  # fixed by the specification
+EASY_SCALE = Scale(low=0.88, high=0.975)  # fixed by the specification
 # Calibrated on this project's networks and frozen: docs/calibration.md.
-MEDIUM_SCALE = AccuracyScale(low=0.80, high=0.905)
-HARD_SCALE = AccuracyScale(low=0.45, high=0.76)
+MEDIUM_SCALE = Scale(low=0.80, high=0.905, gap_weight=0.4)
+HARD_SCALE = Scale(low=0.45, high=0.76)
 HARD_REFERENCE_UTILITY = 0.782  # U of the reference recipe
 
 
@@ -57,9 +45,15 @@ class Task:
     dataset: str
     shards: int
     max_epochs: int
-    scale: AccuracyScale
+    scale: Scale
     weights: tuple[tuple[ComponentName, float], ...]
+    loss_levels: tuple[float, float, float, float, float]  # val losses that earn the bonus, nats
     reference_utility: float | None = None  # only where efficiency counts
+
+    @property
+    def workload(self) -> Workload:
+        """What the engine trains."""
+        return Workload(self.network, self.dataset, self.shards, self.version, self.scale)
 
     @property
     def goal(self) -> str:
@@ -72,11 +66,17 @@ class Task:
         score = f"score = {' + '.join(letters)}, where {'; '.join(formulas)}"
         return (
             f"{self.aim} You have {self.max_epochs} epochs. The final score, from 0 to 1, belongs "
-            "to the checkpoint with the best validation accuracy (the earliest on a tie), "
+            f"to the checkpoint {self._graded}, the earliest on a tie (graded_epoch tells), "
             f"wherever training went afterwards: {score}. clip cuts to the range 0..1. "
             "Without training the score is 0. The hidden-test accuracy is shown with the score and "
             "does not count."
         )
+
+    @property
+    def _graded(self) -> str:
+        if self.scale.gap_weight:
+            return "with the highest sum of these terms"
+        return "with the best validation accuracy"
 
     @property
     def card(self) -> dict[str, Any]:
@@ -101,12 +101,13 @@ TASKS: dict[str, Task] = {
             "1,000 more measure validation, 2,000 stay hidden until the end."
         ),
         aim="Reach the highest validation accuracy; the target is at least 96%.",
-        version=1,
+        version=2,
         network="mnist_mlp",
         dataset="mnist",
         shards=1,
         max_epochs=100,
         scale=EASY_SCALE,
+        loss_levels=(1.48, 0.95, 0.61, 0.39, 0.25),
         weights=(("accuracy", 1.0),),
     ),
     "medium_fashion": Task(
@@ -117,12 +118,13 @@ TASKS: dict[str, Task] = {
             "images; 1,500 more measure validation, 2,000 stay hidden until the end."
         ),
         aim="Reach a high validation accuracy with a generalisation gap below 5%.",
-        version=1,
+        version=2,
         network="fashion_cnn",
         dataset="fashion_mnist",
         shards=2,
         max_epochs=80,
         scale=MEDIUM_SCALE,
+        loss_levels=(1.66, 1.2, 0.86, 0.62, 0.45),
         weights=(("accuracy", 0.6), ("generalization", 0.4)),
     ),
     "hard_cifar": Task(
@@ -133,26 +135,25 @@ TASKS: dict[str, Task] = {
             "2,000 more measure validation, 2,000 stay hidden until the end."
         ),
         aim="Reach a high validation accuracy early and steadily, under a tight budget.",
-        version=1,
+        version=2,
         network="cifar_cnn",
         dataset="cifar10",
         shards=2,
         max_epochs=60,
         scale=HARD_SCALE,
+        loss_levels=(2.07, 1.86, 1.67, 1.5, 1.35),
         weights=(("accuracy", 0.5), ("efficiency", 0.3), ("stability", 0.2)),
         reference_utility=HARD_REFERENCE_UTILITY,
     ),
 }
 
 
-def best_checkpoint(history: History) -> EpochRecord | None:
-    """The epoch with the highest val accuracy, the earliest on a tie; None before any."""
-    best: EpochRecord | None = None
-    highest = -1.0
-    for record in history:
-        if record.val_accuracy is not None and record.val_accuracy > highest:
-            best, highest = record, record.val_accuracy
-    return best
+def best_checkpoint(task: Task, history: History) -> EpochRecord | None:
+    """The epoch that is graded, None before any: the one worth most on the task's scale.
+
+    Where accuracy alone counts, that is the highest one. The earliest on a tie.
+    """
+    return reduce(task.scale.better, history, None)
 
 
 def grade(
@@ -162,7 +163,7 @@ def grade(
 
     `hidden_test_accuracy` is left None: whoever holds the weights adds it.
     """
-    best = best_checkpoint(history)
+    best = best_checkpoint(task, history)
     measured = [
         _UNTRAINED if best is None else _MEASURES[name](task, history, best)
         for name, _ in task.weights
@@ -194,7 +195,7 @@ def utility(task: Task, history: History) -> float:
     highest = 0.0
     for record in history[: task.max_epochs]:
         if record.val_accuracy is not None:
-            highest = max(highest, task.scale.value(record.val_accuracy))
+            highest = max(highest, task.scale.accuracy(record.val_accuracy))
         curve.append(highest)
     curve.extend([highest] * (task.max_epochs - len(curve)))
     return sum(curve) / task.max_epochs
@@ -212,7 +213,7 @@ _UNTRAINED = _Measured(0.0, {}, "")
 
 
 def _total(components: Sequence[GradeComponent]) -> float:
-    return _clip(sum(part.weight * part.value for part in components))
+    return clip(sum(part.weight * part.value for part in components))
 
 
 def _explanation(
@@ -238,17 +239,18 @@ def _explanation(
 def _accuracy(task: Task, history: History, best: EpochRecord) -> _Measured:
     accuracy, scale = _val_accuracy(best), task.scale
     return _Measured(
-        scale.value(accuracy),
+        scale.accuracy(accuracy),
         {"val_accuracy": accuracy, "low": scale.low, "high": scale.high},
         f"val accuracy {accuracy:.2%} on the scale from {scale.low:.2%} to {scale.high:.2%}",
     )
 
 
 def _generalization(task: Task, history: History, best: EpochRecord) -> _Measured:
-    learned = _learned(task, best)
+    accuracy = _val_accuracy(best)
     gap = NO_CREDIT_GAP if best.gap is None else best.gap
+    learned = task.scale.learned(accuracy)
     return _Measured(
-        _clip((NO_CREDIT_GAP - gap) / (NO_CREDIT_GAP - FULL_CREDIT_GAP)) * learned,
+        task.scale.generalization(accuracy, gap),
         {"gap": gap, "learned": learned},
         f"a gap of {gap:.2%} and min(1, 2A) = {learned:.3f}",
     )
@@ -259,7 +261,7 @@ def _efficiency(task: Task, history: History, best: EpochRecord) -> _Measured:
         raise ValueError(f"{task.task_id} weighs efficiency but has no reference utility")
     reached, reference = utility(task, history), task.reference_utility
     return _Measured(
-        _clip(reached / reference),
+        clip(reached / reference),
         {"utility": reached, "reference_utility": reference},
         f"a utility of {reached:.3f} against {reference:.3f}",
     )
@@ -271,8 +273,8 @@ def _stability(task: Task, history: History, best: EpochRecord) -> _Measured:
     rises = sum((change for change in changes if change > 0), 0.0)
     falls = sum((-change for change in changes if change < 0), 0.0)
     divergences = sum(record.diverged for record in history)
-    learned = _learned(task, best)
-    value = 0.0 if divergences or not falls else _clip(1.0 - rises / falls) * learned
+    learned = task.scale.learned(_val_accuracy(best))
+    value = 0.0 if divergences or not falls else clip(1.0 - rises / falls) * learned
     return _Measured(
         value,
         {"rises": rises, "falls": falls, "divergences": float(divergences), "learned": learned},
@@ -283,15 +285,6 @@ def _stability(task: Task, history: History, best: EpochRecord) -> _Measured:
 
 def _val_accuracy(best: EpochRecord) -> float:
     return 0.0 if best.val_accuracy is None else best.val_accuracy
-
-
-def _learned(task: Task, best: EpochRecord) -> float:
-    """min(1, 2A): tidiness earns only what was learned, for an untrained network is tidy too."""
-    return min(1.0, 2.0 * task.scale.value(_val_accuracy(best)))
-
-
-def _clip(value: float) -> float:
-    return min(1.0, max(0.0, value))
 
 
 _MEASURES: dict[ComponentName, Callable[[Task, History, EpochRecord], _Measured]] = {

@@ -164,7 +164,7 @@ def legend(story: Story | None, other: Story | None = None) -> str:
         ("desk-key-rate", "learning rate"),
     )
     shown = "".join(f'<li><i class="{style}"></i>{name}</li>' for style, name in keys)
-    shown += '<li><i class="desk-key-best">★</i>best epoch, which is graded</li>'
+    shown += '<li><i class="desk-key-best">★</i>the epoch that is graded</li>'
     if other:
         shown += '<li><i class="desk-key-other"></i>dashed: the other record</li>'
     ruled = story.eras if story else ()

@@ -70,7 +70,7 @@ def figure(story: Story, other: Story | None = None) -> Figure:
     losses, notes = _divergences(story.points)
     layout = _layout(shown, right)
     layout["shapes"] = [*bands, *losses]
-    layout["annotations"] = [*_titles(), *numbers, *notes, *_best_told(story)]
+    layout["annotations"] = [*_titles(), *numbers, *notes, *_graded_told(story)]
     return {"data": traces, "layout": layout}
 
 
@@ -114,14 +114,14 @@ def _traces(story: Story, *, faint: bool = False) -> list[Figure]:
             "hovertemplate": "%{y:.3g}",
         }
     )
-    if story.best and story.status.best_val_accuracy is not None:
+    if story.graded:
         traces.append(
             {
                 "type": "scatter",
                 "yaxis": ACCURACY.axis,
-                "x": [story.best.epoch],
-                "y": [story.status.best_val_accuracy],
-                "name": "best epoch" + after,
+                "x": [story.graded.epoch],
+                "y": [story.graded.val_accuracy],
+                "name": "graded epoch" + after,
                 "mode": "markers",
                 "marker": {
                     "symbol": "star-open" if faint else "star",
@@ -147,18 +147,18 @@ def _titles() -> Iterator[Figure]:
         yield _text(f"<b>{panel.title}</b>", 0.004, panel.top, "paper", "paper", **corner)
 
 
-def _best_told(story: Story) -> Iterator[Figure]:
-    best, accuracy = story.best, story.status.best_val_accuracy
-    if best is None or accuracy is None:
+def _graded_told(story: Story) -> Iterator[Figure]:
+    graded = story.graded
+    if graded is None or graded.val_accuracy is None:
         return
     yield _text(
-        f"best {words.percent(accuracy)}, epoch {best.epoch}",
-        best.epoch,
-        accuracy,
+        f"to be graded: {words.percent(graded.val_accuracy)}, epoch {graded.epoch}",
+        graded.epoch,
+        graded.val_accuracy,
         "x",
         ACCURACY.axis,
         yshift=-22,
-        xanchor=_towards_middle(best.epoch),
+        xanchor=_towards_middle(graded.epoch),
         bgcolor="rgba(255,255,255,0.75)",
     )
 

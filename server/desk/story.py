@@ -40,10 +40,10 @@ class Story:
     remark: str = ""  # what the agent said before its last call
 
     @property
-    def best(self) -> EpochRecord | None:
-        """The epoch that would be graded."""
-        best = self.status.best_val_epoch
-        return next((point for point in self.points if point.epoch == best), None)
+    def graded(self) -> EpochRecord | None:
+        """The epoch that would be graded; records of old task versions name the best one alone."""
+        epoch = self.status.graded_epoch or self.status.best_val_epoch
+        return next((point for point in self.points if point.epoch == epoch), None)
 
     @property
     def eras(self) -> tuple[Era, ...]:

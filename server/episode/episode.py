@@ -258,7 +258,7 @@ class Episode:
         terms = rewards.step_reward(
             before.training.history,
             after.training.history,
-            self.task.max_epochs,
+            self.task.loss_levels,
             None if after.grade is None else after.grade.score,
         )
         status = self._status(after, message, terms, len(reports))
@@ -293,7 +293,9 @@ class Episode:
         epochs_run: int = 0,
     ) -> TrainingStatus:
         """The one place where an observation is made."""
-        history, best, shown = now.training.history, now.training.best, _shown(now)
+        history, shown = now.training.history, _shown(now)
+        best = max(history, key=_accuracy, default=None)  # the earliest on a tie
+        best = None if best is None or best.diverged else best
         terms = terms or RewardTerms()
         tail = history[-HISTORY_TAIL:]
         return TrainingStatus(
@@ -309,6 +311,7 @@ class Episode:
             val_accuracy=shown and shown.val_accuracy,
             best_val_accuracy=best and best.val_accuracy,
             best_val_epoch=best and best.epoch,
+            graded_epoch=now.training.best and now.training.best.epoch,
             generalization_gap=shown and shown.gap,
             loss_history_last_10=tuple(record.train_loss for record in tail),
             val_loss_history_last_10=tuple(record.val_loss for record in tail),
@@ -321,6 +324,10 @@ class Episode:
             done=now.grade is not None,
             grade=now.grade,
         )
+
+
+def _accuracy(record: EpochRecord) -> float:
+    return -1.0 if record.val_accuracy is None else record.val_accuracy
 
 
 def _plan(now: Situation, epoch: int) -> EpochPlan:

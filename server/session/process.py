@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ml_trainer_env.server import runs, settings
 from ml_trainer_env.server.machine.ending import Ending
-from ml_trainer_env.server.runs import Engine, Run, Workload
+from ml_trainer_env.server.runs import Engine, Run
 from ml_trainer_env.server.runtime.cores import MAX_WAITING, Cores, available
 from ml_trainer_env.server.runtime.pool import Pool
 from ml_trainer_env.server.runtime.records import NAME, Records
@@ -59,8 +59,7 @@ def begin(engine: Engine, task: Task, seed: int) -> Run:
             f"task_id: a session of {task.task_id} holds up to {needed / _MB:.1f} MB, and this "
             f"server allows {allowed // _MB} MB (ML_TRAINER_SESSION_MB)"
         )
-    workload = Workload(task.network, task.dataset, task.shards, task.version)
-    return runs.begin(workload, seed, engine)
+    return runs.begin(task.workload, seed, engine)
 
 
 def runner_on(executor: Executor, chosen: Settings) -> Runner:

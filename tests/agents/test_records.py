@@ -49,7 +49,7 @@ def test_a_record_is_json_lines_that_need_no_package(tmp_path: Path, runner: Fak
     assert [line["kind"] for line in lines[:3]] == ["attempt", "session", "call"]
     first, *_, last = lines
     assert (first["agent"], first["task_id"], first["seed"]) == ("naive", "easy_mnist", 7)
-    assert (first["task_version"], first["engine"], first["max_epochs"]) == (1, "fake", 100)
+    assert (first["task_version"], first["engine"], first["max_epochs"]) == (2, "fake", 100)
     assert last["grade"]["score"] == record.end.grade.score
     calls = [line for line in lines if line["kind"] == "call"]
     assert calls[0]["arguments"] == {
@@ -148,6 +148,17 @@ def test_another_engine_is_a_difference(tmp_path: Path, runner: FakeRunner) -> N
     )
     [difference] = replay.verify(old, sessions(runner))
     assert difference == "line 1, attempt: engine was 'of last year', is 'fake'"
+
+
+def test_a_record_of_an_older_task_is_refused_before_anything_is_trained(
+    tmp_path: Path, runner: FakeRunner
+) -> None:
+    record = recorded(tmp_path / "r.jsonl", "naive", runner)
+    older = record.header.model_copy(update={"task_version": 1})
+    untouched = FakeRunner()
+    with pytest.raises(replay.OtherVersion, match="version 1 of easy_mnist, and this is version 2"):
+        replay.verify(record.model_copy(update={"header": older}), sessions(untouched))
+    assert untouched.advanced == 0
 
 
 @pytest.mark.parametrize("name", ["naive", "random"])

@@ -91,6 +91,16 @@ def test_a_record_that_was_tampered_with_is_found_out(url: str) -> None:
     assert "val_accuracy was 0.8" in out
 
 
+def test_a_record_of_an_older_task_is_not_replayed_and_said_so(url: str) -> None:
+    run("evaluate", "--url", url, "--agents", "nothing,naive", "--seeds", "1", "--out", "e")
+    older, whole = Path("e/easy_mnist-nothing-0.jsonl"), Path("e/easy_mnist-naive-0.jsonl")
+    older.write_text(older.read_text().replace('"task_version":2', '"task_version":1', 1))
+    status, out = run("replay", "--url", url, str(older), str(whole))
+    assert status == 1
+    assert "was played on version 1 of easy_mnist, and this is version 2" in " ".join(out.split())
+    assert out.count("the same, bit for bit") == 1
+
+
 def test_a_report_of_nothing() -> None:
     Path("e").mkdir()
     status, out = run("report", "--folder", "e")

@@ -100,7 +100,7 @@ def test_the_curves_have_every_epoch_and_mark_the_best(env: MLTrainerEnvironment
     history = env.episode.now.training.history if env.episode else ()
     assert list(trace(figure, "val accuracy").y) == [record.val_accuracy for record in history]
     assert list(trace(figure, "learning rate").y) == [r.plan.learning_rate for r in history]
-    assert list(trace(figure, "best epoch").x) == [4]
+    assert list(trace(figure, "graded epoch").x) == [4]
 
 
 def test_the_curves_of_a_divergence_show_where(env: MLTrainerEnvironment) -> None:

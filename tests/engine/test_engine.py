@@ -30,7 +30,6 @@ from ml_trainer_env.server.engine import fingerprint
 from ml_trainer_env.server.engine.inputs import EpochInputs
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.engine.team import SERIAL, Team
-from ml_trainer_env.server.runs import Workload
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.trainer import Checkpoint, TrainingState, advance
 
@@ -80,7 +79,7 @@ def plan(optimizer: Optimizer = "adam", **changes: Any) -> EpochPlan:
 
 def begin(task_id: str = "easy_mnist", seed: int = 0) -> TrainingState:
     task = TASKS[task_id]
-    return trainer.start(Workload(task.network, task.dataset, task.shards, task.version), seed)
+    return trainer.start(task.workload, seed)
 
 
 def trained(state: TrainingState, plans: Sequence[EpochPlan], team: Team = SERIAL) -> TrainingState:

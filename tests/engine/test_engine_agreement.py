@@ -23,7 +23,6 @@ from ml_trainer_env.server import models_nn, trainer
 from ml_trainer_env.server.engine.inputs import EpochInputs
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.models_nn import NETWORKS, ConvNet, Mlp, unflatten
-from ml_trainer_env.server.runs import Workload
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.trainer import Checkpoint, TrainingState, advance
 
@@ -72,7 +71,7 @@ def plan(optimizer: Optimizer = "sgd", **changes: Any) -> EpochPlan:
 
 def begin(task_id: str, seed: int = 0) -> TrainingState:
     task = TASKS[task_id]
-    return trainer.start(Workload(task.network, task.dataset, task.shards, task.version), seed)
+    return trainer.start(task.workload, seed)
 
 
 # --- The plain loop -----------------------------------------------------------------------------
@@ -370,8 +369,8 @@ def test_the_best_checkpoint_is_the_one_of_the_best_epoch(task_id: str) -> None:
     for each in (plan("adam"), WILTING, plan("adam"), plan("sgd"), WILTING):
         states.append(advance(states[-1], each))
     for state in states[1:]:
-        accuracies = [record.val_accuracy or 0 for record in state.run.history]
-        best = accuracies.index(max(accuracies))
+        worth = [state.run.workload.scale.worth(record) for record in state.run.history]
+        best = worth.index(max(worth))
         assert state.run.best is not None
         assert state.run.best.epoch == best + 1
         found, wanted = state.best_checkpoint, states[best + 1].current

@@ -16,11 +16,13 @@ from ml_trainer_env.benchmarks.calibrate import (
     Run,
     Stage,
     finalists,
+    loss_levels,
     recorded,
     score,
     winner,
 )
 from ml_trainer_env.models import TASK_IDS, TaskId, TrainingConfig
+from ml_trainer_env.server.episode.rewards import step_reward
 from ml_trainer_env.server.models_nn import NETWORKS
 from ml_trainer_env.server.tasks import TASKS
 
@@ -70,6 +72,15 @@ def test_the_naive_run_is_worth_what_common_models_should_earn(task_id: TaskId) 
     low, high = NAIVE_RANGE[task_id]
     assert low <= statistics.fmean(scores(task_id, "naive")) <= high
     assert max(scores(task_id, "naive")) < min(scores(task_id, "reference"))
+
+
+@every_task
+def test_the_naive_run_passes_all_levels_of_the_loss(task_id: TaskId) -> None:
+    levels = TASKS[task_id].loss_levels
+    assert levels == loss_levels(task_id)
+    assert sorted(levels, reverse=True) == list(levels)
+    for run in runs(task_id, "naive"):
+        assert step_reward([], run.history, levels).convergence == pytest.approx(0.25)
 
 
 @every_task

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from strategies import accuracies, curve, diverged, finished, histories
 
 from ml_trainer_env.models import TASK_IDS, EpochRecord, Grade
-from ml_trainer_env.server.tasks import TASKS, AccuracyScale, Task, best_checkpoint, grade, utility
+from ml_trainer_env.server.runs import Scale
+from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint, grade, utility
 
 # The formulas are checked on scales of round numbers; the frozen ones are data.
-UNIT = AccuracyScale(low=0.0, high=1.0)
+UNIT = Scale(low=0.0, high=1.0)
 EASY = TASKS["easy_mnist"]
-MEDIUM = replace(TASKS["medium_fashion"], scale=AccuracyScale(low=0.8, high=0.9))
+MEDIUM = replace(TASKS["medium_fashion"], scale=Scale(low=0.8, high=0.9, gap_weight=0.4))
 HARD = replace(TASKS["hard_cifar"], scale=UNIT, max_epochs=4, reference_utility=0.8)
 
 tasks = st.sampled_from(list(TASKS.values()))
@@ -24,6 +25,11 @@ tasks = st.sampled_from(list(TASKS.values()))
 
 def values(result: Grade) -> dict[str, float]:
     return {part.name: part.value for part in result.components}
+
+
+def accuracy(record: EpochRecord) -> float:
+    assert record.val_accuracy is not None
+    return record.val_accuracy
 
 
 def inputs(result: Grade, name: str) -> dict[str, float]:
@@ -155,7 +161,7 @@ def test_utility(curve_of_accuracies: list[float | None], u: float):
 
 
 def test_utility_is_on_the_accuracy_scale():
-    task = replace(HARD, scale=AccuracyScale(0.4, 0.8))
+    task = replace(HARD, scale=Scale(0.4, 0.8))
     assert utility(task, curve([0.2, 0.6, 0.9, 0.9])) == pytest.approx((0 + 0.5 + 1 + 1) / 4)
 
 
@@ -196,7 +202,7 @@ def test_stability_is_nothing_after_a_divergence(at: int):
 
 
 def test_the_best_checkpoint_is_graded_the_earliest_on_a_tie():
-    history = curve([0.80, 0.89, 0.85, 0.89], clean_train_accuracy=[0.8, 0.99, 0.85, 0.89])
+    history = curve([0.80, 0.89, 0.85, 0.89], clean_train_accuracy=[0.8, 0.99, 0.85, 0.99])
     result = grade(MEDIUM, history)
     assert result.graded_epoch == 2
     assert result.val_accuracy == 0.89
@@ -282,9 +288,12 @@ def test_scores_are_numbers_from_nothing_to_one_and_add_up(
     assert "nan" not in result.explanation
 
 
-@given(histories(max_size=30))
-def test_the_best_checkpoint_is_before_all_ties_and_below_none(history: tuple[EpochRecord, ...]):
-    best = best_checkpoint(history)
+@pytest.mark.parametrize("task", [EASY, HARD], ids=["easy", "hard"])
+@given(history=histories(max_size=30))
+def test_the_best_checkpoint_is_before_all_ties_and_below_none(
+    task: Task, history: tuple[EpochRecord, ...]
+):
+    best = best_checkpoint(task, history)
     measured = [(r.val_accuracy, r.epoch) for r in history if r.val_accuracy is not None]
     if best is None:
         assert not measured
@@ -293,7 +302,7 @@ def test_the_best_checkpoint_is_before_all_ties_and_below_none(history: tuple[Ep
         assert best.epoch == min(e for a, e in measured if a == best.val_accuracy)
 
 
-@given(tasks, histories(min_size=1, max_size=30), st.integers(1, 30))
+@given(st.sampled_from([EASY, HARD]), histories(min_size=1, max_size=30), st.integers(1, 30))
 def test_training_on_never_lowers_accuracy_or_efficiency(
     task: Task, history: tuple[EpochRecord, ...], cut: int
 ):
@@ -303,10 +312,35 @@ def test_training_on_never_lowers_accuracy_or_efficiency(
     assert utility(task, history) >= utility(task, history[:cut]) - 1e-12
 
 
+@given(histories(min_size=1, max_size=30))
+def test_on_medium_the_graded_epoch_is_the_one_that_would_score_best(
+    history: tuple[EpochRecord, ...],
+):
+    alone = [grade(MEDIUM, [record]).score for record in history]
+    graded = grade(MEDIUM, history)
+    assert graded.score == max(alone)
+    equals = [r for r, score in zip(history, alone, strict=True) if score == graded.score]
+    best = max((r for r in equals if r.val_accuracy is not None), key=accuracy, default=None)
+    assert graded.graded_epoch == (best and best.epoch)
+
+
+@given(st.sampled_from([EASY, MEDIUM]), histories(min_size=1, max_size=30), st.integers(1, 30))
+def test_training_on_never_lowers_the_score_of_easy_and_medium(
+    task: Task, history: tuple[EpochRecord, ...], cut: int
+):
+    assert grade(task, history).score >= grade(task, history[:cut]).score
+
+
+def test_on_medium_a_lower_accuracy_with_a_smaller_gap_is_graded():
+    history = curve([0.88, 0.89], clean_train_accuracy=[0.93, 1.0])
+    assert grade(MEDIUM, history).graded_epoch == 1
+    assert grade(MEDIUM, history[1:]).score < grade(MEDIUM, history).score
+
+
 @given(tasks, histories(min_size=1, max_size=30), accuracies)
 def test_the_score_rises_with_accuracy(task: Task, history: tuple[EpochRecord, ...], share: float):
     """A better best epoch at the same gap never scores less."""
-    best = best_checkpoint(history)
+    best = best_checkpoint(task, history)
     if best is None:
         return
     assert best.val_accuracy is not None
@@ -326,7 +360,7 @@ def test_the_score_rises_with_accuracy(task: Task, history: tuple[EpochRecord, .
 def test_the_score_falls_with_the_gap(
     task: Task, history: tuple[EpochRecord, ...], widening: float
 ):
-    best = best_checkpoint(history)
+    best = best_checkpoint(task, history)
     if best is None:
         return
     assert best.clean_train_accuracy is not None

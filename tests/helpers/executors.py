@@ -11,14 +11,14 @@ from pathlib import Path
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server import runs
-from ml_trainer_env.server.runs import Engine, Run, Workload
+from ml_trainer_env.server.runs import Engine, Run, Scale, Workload
 from ml_trainer_env.server.runtime.nameless import nameless_file
 from ml_trainer_env.server.runtime.orders import METRICS, Answer, Metrics, Order, Told, record
 from ml_trainer_env.server.runtime.states import SUFFIX
 
 PATIENCE = 60  # seconds; a machine may stand still for a while
 ENGINE = Engine("of the tests", "fp32", {})
-WORKLOAD = Workload("mlp", "mnist", 1, 1)
+WORKLOAD = Workload("mlp", "mnist", 1, 1, Scale(0, 1))
 STATE = 100  # bytes of a state's file
 WILD = 10.0  # a learning rate that diverges
 

@@ -14,7 +14,7 @@ from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.runtime.orders import record
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.server.trainer import Checkpoint, TrainingState, Workload, start
+from ml_trainer_env.server.trainer import Checkpoint, TrainingState, start
 
 SIZE = 1000  # weights
 
@@ -82,4 +82,4 @@ def small(dataset: str) -> Resident:
 def begin(task_id: str, seed: int) -> TrainingState:
     """Untrained, with the task's real network."""
     task = TASKS[task_id]
-    return start(Workload(task.network, task.dataset, task.shards, task.version), seed)
+    return start(task.workload, seed)

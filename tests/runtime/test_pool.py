@@ -22,7 +22,7 @@ from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server import runs, trainer
 from ml_trainer_env.server.datasets import DatasetUnavailable
 from ml_trainer_env.server.engine.resident import resident
-from ml_trainer_env.server.runs import Run, Workload
+from ml_trainer_env.server.runs import Run, Scale, Workload
 from ml_trainer_env.server.runtime import pool as pool_module
 from ml_trainer_env.server.runtime.channel import Channel
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool
@@ -219,10 +219,16 @@ def test_what_a_worker_raises_is_told_and_it_goes_on() -> None:
     with closing(Pool(1)) as pool:
         runner = over(pool)
         with pytest.raises(WorkerFailed, match=r"Traceback.*(\n.*)*ValueError: .*nothing"):
-            trained(runner, of_workload(Workload("mnist_mlp", "nothing", 1, 1)), [PLAN])
+            trained(
+                runner, of_workload(Workload("mnist_mlp", "nothing", 1, 1, Scale(0, 1))), [PLAN]
+            )
         with closing(Pool(1, load=pools.load)) as other:
             with pytest.raises(WorkerFailed, match=r"Traceback.*(\n.*)*KeyError: 'nothing'"):
-                trained(over(other), of_workload(Workload("nothing", "mnist", 1, 1)), [PLAN])
+                trained(
+                    over(other),
+                    of_workload(Workload("nothing", "mnist", 1, 1, Scale(0, 1))),
+                    [PLAN],
+                )
             for each, workers in ((pool, 1), (other, 1)):
                 assert len(each.processes()) == workers
             (before,) = other.processes()

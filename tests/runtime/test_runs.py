@@ -18,7 +18,7 @@ from strategies import diverged, finished, histories
 
 from ml_trainer_env.models import BatchSize, EpochPlan, EpochRecord, Optimizer
 from ml_trainer_env.server import runs, trainer
-from ml_trainer_env.server.runs import Engine, Run, Workload
+from ml_trainer_env.server.runs import Engine, Run, Scale, Workload
 from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, metrics_of, record
 from ml_trainer_env.server.tasks import TASKS
 
@@ -35,9 +35,10 @@ def of(history: tuple[EpochRecord, ...]) -> Run:
 
 def test_the_key_is_the_hash_of_all_that_went_into_it() -> None:
     """Written out, as files of an earlier version have it."""
-    workload = Workload("mnist_mlp", "mnist", 1, 2)
+    workload = Workload("mnist_mlp", "mnist", 1, 2, Scale(0.5, 0.75))
     first = hashlib.sha256(
-        b"Workload(network='mnist_mlp', dataset='mnist', shards=1, version=2)|7|print"
+        b"Workload(network='mnist_mlp', dataset='mnist', shards=1, version=2, "
+        b"scale=Scale(low=0.5, high=0.75, gap_weight=0.0))|7|print"
     ).hexdigest()
     run = runs.begin(workload, 7, Engine("print", "fp32", {}))
     assert run.key == first
@@ -70,7 +71,9 @@ def test_the_engine_trains_the_run_that_was_begun(
     "other",
     [
         begin(1),
-        runs.begin(Workload("mlp", "mnist", 1, 2), 0, Engine("of the tests", "fp32", {})),
+        runs.begin(
+            Workload("mlp", "mnist", 1, 2, Scale(0, 1)), 0, Engine("of the tests", "fp32", {})
+        ),
         runs.begin(WORKLOAD, 0, Engine("another", "fp32", {})),
         after(begin(), [PLAN]),
     ],
@@ -104,6 +107,19 @@ def test_the_best_is_the_highest_and_the_earliest_on_a_tie(
     trained = [each for each in history if each.val_accuracy is not None]
     expected = max(trained, key=lambda each: each.val_accuracy or 0.0, default=None)
     assert of(history).best is expected  # `max` takes the first
+
+
+def test_where_the_gap_counts_the_worthier_is_kept_and_between_equals_the_more_accurate() -> None:
+    scale = Scale(0.8, 0.9, gap_weight=0.4)
+    narrow = finished(1, 0.85, clean_train_accuracy=0.86)
+    wide = finished(2, 0.86, clean_train_accuracy=1.0)
+    assert scale.better(narrow, wide) is narrow
+    assert scale.better(wide, narrow) is narrow
+    worthless, better = finished(1, 0.1), finished(2, 0.7)
+    assert scale.worth(worthless)[0] == scale.worth(better)[0] == 0
+    assert scale.better(worthless, better) is better
+    assert scale.better(better, finished(3, 0.7)) is better
+    assert scale.better(better, diverged(3)) is better
 
 
 def test_an_accuracy_of_zero_is_one() -> None:

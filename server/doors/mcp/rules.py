@@ -41,11 +41,12 @@ get_training_status do not count.
 The sum of these terms; a call that did not train earns 0, the submission apart.
 
 - progress: +{rewards.PROGRESS_PER_ACCURACY:g} x (new best validation accuracy - previous best)
-- convergence: +{rewards.CONVERGENCE_BONUS:g} for each of the {rewards.CONVERGENCE_PARTS} equal
-  parts of the epoch budget in which a new lowest validation loss was reached for the first time
-- divergence: -{rewards.DIVERGENCE_PENALTY:g} when training diverged
-- overfitting: -{rewards.OVERFITTING_PER_GAP:g} x (gap - {rewards.TOLERATED_GAP:g}) when the gap
-  exceeds {rewards.TOLERATED_GAP:g}
+- convergence: +{rewards.CONVERGENCE_BONUS:g} for each of the task's {rewards.LEVELS} fixed levels
+  of the validation loss that was reached for the first time
+- divergence: -{rewards.DIVERGENCE_PENALTY:g} when training diverged, {rewards.DIVERGENCES} times an
+  episode at most
+- overfitting: -{rewards.OVERFITTING_PER_GAP:g} x (excess now - excess before), the excess being the
+  part of the gap above {rewards.TOLERATED_GAP:g} at the last finished epoch
 - submission: + the final score, once
 
 ## Tasks and final score
