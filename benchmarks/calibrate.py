@@ -213,9 +213,10 @@ def train_all(jobs: Sequence[Job], console: Console) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(available(), maxtasksperchild=1) as pool:
         for run in pool.imap_unordered(train, jobs):
-            others = [other for other in recorded(run.task_id) if other.job != run.job]
+            # In the place of the old one, if any: of equal runs the first is the better.
+            runs = {each.job: each for each in recorded(run.task_id)} | {run.job: run}
             path = FOLDER / f"{run.task_id}.jsonl"
-            text = "".join(f"{each.model_dump_json()}\n" for each in (*others, run))
+            text = "".join(f"{each.model_dump_json()}\n" for each in runs.values())
             path.with_suffix(".part").write_text(text, encoding="utf-8")
             path.with_suffix(".part").replace(path)
             console.print(summary(run), highlight=False)
