@@ -151,8 +151,9 @@ def _graded_told(story: Story) -> Iterator[Figure]:
     graded = story.graded
     if graded is None or graded.val_accuracy is None:
         return
+    told = "graded" if story.status.done else "to be graded"
     yield _text(
-        f"to be graded: {words.percent(graded.val_accuracy)}, epoch {graded.epoch}",
+        f"{told}: {words.percent(graded.val_accuracy)}, epoch {graded.epoch}",
         graded.epoch,
         graded.val_accuracy,
         "x",
