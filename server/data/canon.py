@@ -68,100 +68,76 @@ CANON: dict[str, Canon] = {
 }
 
 
-# What the families draw from.
-POOL = (400, 100, 200)
-
-CANON |= {
-    "mnist/train": Canon(
-        image_shape=(1, 28, 28),
-        per_class=POOL,
-        sha256=(
+# What the families draw from: of each class, what comes after the classic subset, and so on.
+POOLS = ("train", "validation", "eval")
+PER_POOL = (400, 100, 200)
+POOL_SHA256: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "mnist": (
+        (
             "1f108cf5ae5d67210998c329acc81536c4cbc0e2aa933c20cf735e14ab2b7b08",
             "4a36df105ae71bd664e4a2500f567d9e23fdc6013eefeaad246db211e98c5345",
             "01908addd39e1d93e0b0b2a4b1228774992e471f867ca7dbc4f44a61f090b924",
         ),
-        skip=(500, 200),
-    ),
-    "mnist/validation": Canon(
-        image_shape=(1, 28, 28),
-        per_class=POOL,
-        sha256=(
+        (
             "20f85638de1860e5f6511b6106c5bbfa45fedeae9bffa1b856ac03688f608df7",
             "1f5c7d8f0548cb96e5ba98060f8c28afc299a2f3549a86da367ac16dcd2c7746",
             "6c61ac95c81d9eb557c82f813d918b132b6299df9d8e9bdfc91b1ba6ec2489b0",
         ),
-        skip=(1000, 400),
-    ),
-    "mnist/eval": Canon(
-        image_shape=(1, 28, 28),
-        per_class=POOL,
-        sha256=(
+        (
             "939104f40d45222ec2cdef25c90de35dc4136c58727b6b0c8b519f290351bb71",
             "101d6a4f32b5a6cb30209d262b7dbb6f4442b72e3adfa4e8624ce3610f385bdc",
             "d446fb0f04b564e0f2d952710b8cdd30207df512281b8f88e6007c5915b2ad57",
         ),
-        skip=(1500, 600),
     ),
-    "fashion_mnist/train": Canon(
-        image_shape=(1, 28, 28),
-        per_class=POOL,
-        sha256=(
+    "fashion_mnist": (
+        (
             "758661e2bf44b4da31568925fd7bb2cb775281fba1250b9eaa31ad90da40125d",
             "e7e984cacde0f77cfea6cd6a97f6eba0360bc74f22668edd4e76e6607030e9b5",
             "d07f7651f264e9abd5a4c09b6be6e30da74a544d20b58bcec81684faec86fdfa",
         ),
-        skip=(800, 200),
-    ),
-    "fashion_mnist/validation": Canon(
-        image_shape=(1, 28, 28),
-        per_class=POOL,
-        sha256=(
+        (
             "de58514337dd5df4266242158fb29276753302237cd6dade38ba54a5902de8cd",
             "f3e53d8ca812691d6f67d6df9d7132bc93642d75c7487436d21d12a1703535f4",
             "ce0f1b6d0e101f7d12d5f7fee4e25c465697ba3aece02f36a829c10a51f8af3e",
         ),
-        skip=(1300, 400),
-    ),
-    "fashion_mnist/eval": Canon(
-        image_shape=(1, 28, 28),
-        per_class=POOL,
-        sha256=(
+        (
             "fabfe185b1df78c3b2ae2bee128780d163377be3dd2f70f316c616f7040e6145",
             "47f13835996c8afdab9844b49bcd516c478e735d3d9e7474367bfb8641d6acfd",
             "ffb1fa7dac8f941aba65b570631df4cc62fce7bc4432c873ba69a7161a8bd32f",
         ),
-        skip=(1800, 600),
     ),
-    "cifar10/train": Canon(
-        image_shape=(3, 32, 32),
-        per_class=POOL,
-        sha256=(
+    "cifar10": (
+        (
             "a13784e7b8a76c8beeecb11062ca1451c5fd8d27ce508206f5f217afb264f781",
             "2f6632c7bfa346232ce312f706fabc892e93a3d3ced8e275e826a26a4da4f454",
             "b0fb3ce48120744789456b8d146d676acae43c1cf9d601938a063c0e350061af",
         ),
-        skip=(1000, 200),
-    ),
-    "cifar10/validation": Canon(
-        image_shape=(3, 32, 32),
-        per_class=POOL,
-        sha256=(
+        (
             "a54f1d4b7d976654e8c728c505eb5847289b2c7b93ee17d8c8e516e422980cc5",
             "9f005378b36ffcbe7654ee67f91242236e1bbb034a066ea73d280c7b258d72a4",
             "942a1a4e87841908ecd1c93b58a3661a0152efbfce8f8ffbd7ea5fbc8a9655ff",
         ),
-        skip=(1500, 400),
-    ),
-    "cifar10/eval": Canon(
-        image_shape=(3, 32, 32),
-        per_class=POOL,
-        sha256=(
+        (
             "f3eceb0c07db7dba0b6b0cd7a7aaae1ac9fb0c6ccd7083d437b98943b4617736",
             "d2aa3e306b222fb1f5976a478f74017e6d18f502e7522d18470e7bda3ebbe0d1",
             "8684d28ba50c204cbef8d5e7d34f1f73964d4cc5a25c6b2a12f7b0132c9ae2a6",
         ),
-        skip=(2000, 600),
     ),
+}
+
+
+def _pool(classic: Canon, number: int, sha256: tuple[str, str, str]) -> Canon:
+    """Pool `number` of a data set, from 0."""
+    train, val, test = classic.per_class
+    more_train, more_val, more_test = PER_POOL
+    skip = (train + val + number * (more_train + more_val), test + number * more_test)
+    return Canon(classic.image_shape, PER_POOL, sha256, skip)
+
+
+CANON |= {
+    f"{name}/{pool}": _pool(CANON[name], number, sha256)
+    for name, sums in POOL_SHA256.items()
+    for number, (pool, sha256) in enumerate(zip(POOLS, sums, strict=True))
 }
 
 
