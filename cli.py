@@ -11,15 +11,15 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.text import Text
 
 from ml_trainer_env import terminal
 from ml_trainer_env.agents.catalogue import AGENTS
-from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.surroundings import remembering, require_http_client, variables_set
+from ml_trainer_env.task_ids import CLASSIC_IDS, GROUPS, TaskId, named
 from ml_trainer_env.variables import one_line, option, secret, server_url, settings_explained
 
 if TYPE_CHECKING:  # importing it for real would load OpenEnv, and `--help` is to be quick
@@ -61,7 +61,14 @@ def _listed(given: str, known: list[str], what: str) -> list[str]:
 
 
 def _tasks(given: str) -> list[TaskId]:
-    return cast(list[TaskId], _listed(given, list(TASK_IDS), "task"))
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    try:
+        found = dict.fromkeys(task_id for name in names for task_id in named(name))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not found:
+        raise typer.BadParameter(f"names no task; known: {', '.join(CLASSIC_IDS)}")
+    return list(found)
 
 
 def _completion(known: list[str]) -> Callable[[str], list[str]]:
@@ -77,8 +84,9 @@ def _completion(known: list[str]) -> Callable[[str], list[str]]:
 Tasks = Annotated[
     str,
     typer.Option(
-        help=f"Comma-separated: {', '.join(TASK_IDS)}.",
-        autocompletion=_completion(list(TASK_IDS)),
+        help=f"Comma-separated: {', '.join(CLASSIC_IDS)}, an instance such as varied_mlp/eval/7, "
+        "a whole split such as varied_mlp/eval, or a part of one: varied_mlp/eval/0-11.",
+        autocompletion=_completion(list(GROUPS)),
     ),
 ]
 Agents = Annotated[
@@ -96,7 +104,7 @@ Url = Annotated[
 ]
 InProcess = Annotated[bool, typer.Option("--in-process", help="Train here, without a server.")]
 Folder = Annotated[Path, typer.Option(help="Where the records are.")]
-EVERY_TASK = ",".join(TASK_IDS)
+EVERY_TASK = ",".join(CLASSIC_IDS)
 
 
 # Commands -----------------------------------------------------------------------------------------

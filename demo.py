@@ -25,7 +25,12 @@ from ml_trainer_env.agents.scripted import scripted
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, Connect, RemoteSession
 from ml_trainer_env.agents.summary import percent, summary
 from ml_trainer_env.local_server import LOGS, ServerError, local_server
-from ml_trainer_env.models import Grade, Signal, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    Grade,
+    Signal,
+    TrainingStatus,
+)
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.terminal import stdout
 from ml_trainer_env.variables import one_line
 

@@ -31,7 +31,7 @@ from ml_trainer_env.agents.players import slug
 from ml_trainer_env.agents.records import Called, Ended, Line, RecordWriter, Remark
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
 from ml_trainer_env.agents.summary import summary
-from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import plain, stdout
 from ml_trainer_env.variables import one_line
 
@@ -54,7 +54,7 @@ def main() -> int:
         return 1
     ended: list[Ended] = []
     failure, status = None, 1
-    for task_id in TASK_IDS:
+    for task_id in CLASSIC_IDS:
         try:
             ended.append(_play(task_id, settings, chat, folder, console))
         except (EndpointError, *CONNECTION_ERRORS) as error:

@@ -7,9 +7,11 @@ and contain no NaN: a number that does not exist is `None`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ml_trainer_env.task_ids import TaskId
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine", "warmup_cosine"]
@@ -23,12 +25,10 @@ Signal = Literal[
     "stalling",
     "diverged",
 ]
-TaskId = Literal["easy_mnist", "medium_fashion", "hard_cifar"]
-
-TASK_IDS: tuple[TaskId, ...] = get_args(TaskId)
 DEFAULT_TASK_ID: TaskId = "easy_mnist"
 MAX_EPOCHS_PER_CALL = 20
-MAX_TOOL_CALLS = 50  # per episode; get_training_status and listing tools are free
+MAX_TOOL_CALLS = 50  # per classic episode; get_training_status and listing tools are free
+INSTANCE_TOOL_CALLS = 20  # per episode of an instance
 HISTORY_TAIL = 10
 MAX_SEED = 2**32 - 1  # torch generators use 32 bits: a wider seed would repeat a narrower one
 
@@ -172,6 +172,9 @@ class Grade(Model):
     generalization_gap: float | None
     hidden_test_accuracy: float | None = Field(
         default=None, description="of the graded checkpoint, first shown here"
+    )
+    hidden: dict[str, str | float] = Field(
+        default_factory=dict, description="what the task had not told, first shown here"
     )
     submitted_by: Literal["agent", "call_limit"] = "agent"
     attempt: Annotated[

@@ -15,7 +15,11 @@ from openenv.core.env_server.mcp_types import CallToolObservation
 from openenv.core.env_server.types import Observation, State
 from pydantic import BaseModel, ConfigDict, Field
 
-from ml_trainer_env.models import EpochReport, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    EpochReport,
+    TrainingStatus,
+)
+from ml_trainer_env.task_ids import TaskId
 
 
 class TextBlock(BaseModel):

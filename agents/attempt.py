@@ -18,7 +18,11 @@ from typing import Any, Self
 from ml_trainer_env.agents.players import Player
 from ml_trainer_env.agents.records import Called, Ended, Header, Line, Opened, Remark
 from ml_trainer_env.agents.session import Connect, Session, Tool
-from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    MAX_EPOCHS_PER_CALL,
+    TrainingStatus,
+)
+from ml_trainer_env.task_ids import TaskId
 
 Observer = Callable[[Line], None]
 
@@ -65,6 +69,7 @@ class Attempt:
         self._player = Player(agent=player) if isinstance(player, str) else player
         self._connect = connect
         self._observers = observers
+        self._budget = 0
         self._spent = self._calls = self._errors = 0
         self._started = time.perf_counter()
 
@@ -78,9 +83,14 @@ class Attempt:
             trial.session.close()
 
     @property
+    def budget(self) -> int:
+        """Epochs that all sessions together may train. Needs a session."""
+        return self._budget
+
+    @property
     def remaining(self) -> int:
         """Epochs that all sessions together may still train. Needs a session."""
-        return self.trials[0].status.max_epochs - self._spent
+        return self.budget - self._spent
 
     def begin(self) -> Trial:
         """A session at the start of the task."""
@@ -157,6 +167,7 @@ class Attempt:
     ) -> Trial:
         trial = Trial(self, len(self.trials), session, status, parent.earned if parent else 0.0)
         if not self.trials:
+            self._budget = status.remaining_budget
             self._tell(self._header(session, status))
         self.trials.append(trial)
         self._tell(Opened(session=trial.number, fork_of=parent and parent.number, status=status))
@@ -170,7 +181,7 @@ class Attempt:
             task_version=state.task_version or 0,
             seed=self.seed,
             engine=state.engine,
-            max_epochs=status.max_epochs,
+            max_epochs=status.remaining_budget,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ml_trainer_env.agents.players import Player
+from ml_trainer_env.task_ids import TaskId, instance_id
 
 if TYPE_CHECKING:  # importing it for real would load OpenEnv
     from ml_trainer_env.agents.attempt import Attempt
-    from ml_trainer_env.models import TaskId
 
 AGENTS: dict[str, tuple[str, str]] = {  # module, and function or class
     "nothing": ("policies", "nothing"),
@@ -19,6 +19,8 @@ AGENTS: dict[str, tuple[str, str]] = {  # module, and function or class
     "naive": ("policies", "naive"),
     "expert": ("expert", "expert"),
     "reference": ("policies", "reference"),
+    "constant": ("pool", "constant"),
+    "oracle": ("pool", "oracle"),
     "optuna": ("search", "tpe"),
     "halving": ("search", "halving"),
     "pbt": ("search", "population"),
@@ -55,4 +57,11 @@ def find(name: str) -> Agent:
     if isinstance(found, type):  # it has settings, and they decide how it plays
         configured = found()
         return Agent(configured.play, configured.player)
-    return Agent(found, lambda task_id: Player(agent=name))
+    return Agent(found, lambda task_id: _player(name, task_id))
+
+
+def _player(name: str, task_id: TaskId) -> Player:
+    """Raises `AgentUnavailable` for the one that knows the classic tasks alone."""
+    if name == "reference" and instance_id(task_id):
+        raise AgentUnavailable(f"reference has no recipe for {task_id}: oracle has")
+    return Player(agent=name)

@@ -1,6 +1,6 @@
 """The expert: what a practitioner does without having seen the task, by the signals alone.
 
-One opening for every task, then a look every twentieth of the budget:
+On a classic task: one opening, then a look every twentieth of the budget:
 
 - *diverged*: a third of the learning rate;
 - *overfitting*, or a gap above 4 points: more augmentation, dropout and weight decay, a notch at a
@@ -11,6 +11,10 @@ One opening for every task, then a look every twentieth of the budget:
 
 After a change it waits before it judges again, and in the last tenth of the budget it changes
 nothing: there the annealed rate makes the accuracy.
+
+On an instance of a family, whose good rate nobody knows, it looks for that first (`range_test`) and
+then has few calls: it looks five times, takes wrong labels for what they are (a network that is
+better on validation than on what it trains on), and undoes a change that hurt.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ from __future__ import annotations
 from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, cooled, rate, run
 from ml_trainer_env.agents.policies import follow
-from ml_trainer_env.models import CurrentConfig, TrainingStatus
+from ml_trainer_env.agents.range_test import find_rate
+from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, CurrentConfig, TrainingStatus
+from ml_trainer_env.task_ids import instance_id
 
 LOOKS = 20  # in a whole budget
 PATIENCE = 2  # looks between two changes
@@ -36,11 +42,27 @@ NOTCHES = (
     (0.4, 0.85, 0.15),
 )
 OPENING_NOTCH = 2
+OPENING_RATE = 0.003
+
+TUNER_LOOKS = 5
+TUNER_NOTCH = 1
+ABOVE = 1.5  # times the rate that the range test found: annealing forgives a high one
+HURT = 0.02  # of val accuracy
+WRONG_LABELS = -0.05  # a gap that no clean training set has
+SPARE_CALLS = 4  # with fewer left it only trains on
 
 
 def expert(attempt: Attempt) -> None:
     """Opens, looks, reacts, and trains the whole budget."""
-    follow(attempt, Expert())
+    if instance_id(attempt.task_id) is None:
+        follow(attempt, Expert())
+        return
+    trial = attempt.begin()
+    rate_found = find_rate(trial)
+    tuner = Tuner(rate_found)
+    while not trial.status.done:
+        move = tuner(trial.status)
+        trial.call(move.tool, **move.arguments)
 
 
 class Expert:
@@ -56,7 +78,7 @@ class Expert:
         if config is None:
             return configure(
                 optimizer="adamw",
-                learning_rate=0.003,
+                learning_rate=OPENING_RATE,
                 batch_size=64,
                 lr_schedule="warmup_cosine",
                 warmup_epochs=min(20, status.max_epochs // LOOKS),
@@ -114,3 +136,65 @@ def _regularisation(notch: int) -> dict[str, float | bool]:
 def _look(status: TrainingStatus) -> int:
     """Epochs between two looks."""
     return max(1, status.max_epochs // LOOKS)
+
+
+class Tuner:
+    """Trains at a rate that was found, in `TUNER_LOOKS` pieces, and regularises by the gap."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self._rate = min(10.0, ABOVE * learning_rate)
+        self._notch = TUNER_NOTCH
+        self._piece = 0  # epochs between two looks
+        self._step = 0  # the last change: a notch up, down, or none
+        self._before = 0.0  # val accuracy before it
+        self._settled = False  # a change has hurt, so no more of them
+        self._looked_at = -1  # epoch
+
+    def __call__(self, status: TrainingStatus) -> Move:
+        config, left = status.current_config, status.remaining_budget
+        if left == 0:
+            return SUBMIT
+        if not self._piece:
+            self._piece = max(1, -(-left // TUNER_LOOKS))
+            self._looked_at = status.current_epoch
+            return configure(
+                optimizer="adamw",
+                learning_rate=self._rate,
+                batch_size=64,
+                lr_schedule="warmup_cosine",
+                warmup_epochs=1,
+                **self._regularisation(),
+            )
+        if status.is_diverged and config:
+            return cooled(config)
+        if status.current_epoch > self._looked_at:
+            self._looked_at = status.current_epoch
+            change = self._reaction(status)
+            if change is not None and left > self._piece and status.tool_calls_left > SPARE_CALLS:
+                return change
+        piece = self._piece if status.tool_calls_left > SPARE_CALLS else left
+        return run(min(piece, left, MAX_EPOCHS_PER_CALL))
+
+    def _reaction(self, status: TrainingStatus) -> Move | None:
+        gap, accuracy = status.generalization_gap, status.val_accuracy
+        if gap is None or accuracy is None or self._settled:
+            return None
+        if self._step and accuracy < self._before - HURT:
+            self._settled = True
+            return self._change(-self._step, accuracy)
+        if gap < WRONG_LABELS or gap > TOLERATED_GAP:
+            return self._change(+1, accuracy)
+        return None
+
+    def _change(self, step: int, accuracy: float) -> Move | None:
+        if not 0 <= self._notch + step < len(NOTCHES):
+            return None
+        self._notch += step
+        self._step, self._before = step, accuracy
+        return configure(**self._regularisation())
+
+    def _regularisation(self) -> dict[str, float | bool]:
+        """The notch, with the decay in a step that it has at the rate it was made for."""
+        found = _regularisation(self._notch)
+        decay = float(found["weight_decay"]) * OPENING_RATE / self._rate
+        return found | {"weight_decay": min(1.0, decay)}

@@ -18,7 +18,8 @@ from openenv.core.env_server.mcp_types import (
     Tool,
 )
 
-from ml_trainer_env.models import TaskId, TrainingStatus
+from ml_trainer_env.models import TrainingStatus
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.wire import EpisodeState, ToolObservation
 
 if TYPE_CHECKING:

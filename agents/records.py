@@ -23,7 +23,13 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from ml_trainer_env.agents.players import Player
-from ml_trainer_env.models import EpochReport, Grade, Model, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    EpochReport,
+    Grade,
+    Model,
+    TrainingStatus,
+)
+from ml_trainer_env.task_ids import TaskId
 
 FORMAT = 2  # of the file; readers refuse others
 UNFINISHED = ".part"

@@ -8,7 +8,11 @@ interrupted one is taken up where it stands.
 from __future__ import annotations
 
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, cooled, run
-from ml_trainer_env.models import TaskId, TrainingConfig, TrainingStatus
+from ml_trainer_env.models import (
+    TrainingConfig,
+    TrainingStatus,
+)
+from ml_trainer_env.task_ids import TaskId
 
 # The reference recipes: the best that the search of docs/calibration.md found.
 RECIPES: dict[TaskId, TrainingConfig] = {

@@ -20,8 +20,10 @@ import optuna
 from ml_trainer_env.agents.attempt import Attempt, Trial
 from ml_trainer_env.agents.moves import cooled
 from ml_trainer_env.models import MAX_EPOCHS_PER_CALL
+from ml_trainer_env.task_ids import instance_id
 
 ANNEALING = 8  # steps of the rate on its way down
+CALLS_A_STEP = 2  # tool calls; a step that diverges needs two more
 
 TPE_SHARE = 0.5  # of the budget that goes into trials
 TPE_TRIAL = 10  # trials that the whole budget would pay for
@@ -39,8 +41,8 @@ def tpe(attempt: Attempt) -> None:
     """Optuna's tree-structured Parzen estimator with pruning."""
     study = _study(optuna.samplers.TPESampler(n_startup_trials=4, seed=attempt.seed))
     first = attempt.begin()
-    epochs = max(TPE_RUNGS, first.status.max_epochs // TPE_TRIAL)
-    reserve = round(first.status.max_epochs * (1 - TPE_SHARE))
+    epochs = max(TPE_RUNGS, attempt.budget // TPE_TRIAL)
+    reserve = round(attempt.budget * (1 - TPE_SHARE))
     trial = first
     while True:
         asked = study.ask()
@@ -71,7 +73,7 @@ def halving(attempt: Attempt) -> None:
     for trial in trials:
         _configure(trial, study.ask())
     rungs = int(math.log2(HALVING_CONFIGURATIONS)) + 1
-    share = trials[0].status.max_epochs / rungs
+    share = attempt.budget / rungs
     while len(trials) > 1:
         for trial in trials:
             train(trial, max(1, int(share / len(trials))))
@@ -86,13 +88,14 @@ def population(attempt: Attempt) -> None:
     members = [attempt.begin() for _ in range(POPULATION)]
     for member in members:
         _configure(member, study.ask())
-    budget = members[0].status.max_epochs * POPULATION_SHARE
-    epochs = max(1, int(budget / (POPULATION * GENERATIONS)))
-    for generation in range(GENERATIONS):
+    share = attempt.budget * POPULATION_SHARE
+    epochs = max(1, int(share / (POPULATION * GENERATIONS)))
+    generations = min(GENERATIONS, int(share / (POPULATION * epochs)))
+    for generation in range(generations):
         for member in members:
             train(member, epochs)
         members.sort(key=merit, reverse=True)
-        if generation < GENERATIONS - 1:
+        if generation < generations - 1:
             members[-1] = attempt.fork(members[0])
             _perturb(members[-1], source)
     _finish(attempt, members[0])
@@ -119,7 +122,7 @@ def _finish(attempt: Attempt, best: Trial) -> None:
     """Anneal over what is left of the budget, along half a cosine, and submit."""
     assert best.status.current_config is not None
     peak, epochs = best.status.current_config.learning_rate, attempt.remaining
-    pieces = min(ANNEALING, epochs)
+    pieces = min(ANNEALING, epochs, (best.status.tool_calls_left - 2) // CALLS_A_STEP)
     for piece in range(pieces):
         height = 0.5 * (1 + math.cos(math.pi * piece / pieces))
         best.call("adjust_learning_rate", new_lr=peak * height)
@@ -141,13 +144,18 @@ def _configure(trial: Trial, asked: optuna.Trial) -> None:
     trial.call(
         "configure_training",
         optimizer="adamw",
-        learning_rate=asked.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
+        learning_rate=asked.suggest_float("learning_rate", *_rates(trial), log=True),
         batch_size=asked.suggest_categorical("batch_size", [64, 128]),
         weight_decay=asked.suggest_float("weight_decay", 1e-4, 0.2, log=True),
         dropout=asked.suggest_float("dropout", 0.0, 0.5),
         augmentation=True,
         augmentation_strength=asked.suggest_float("augmentation_strength", 0.0, 1.0),
     )
+
+
+def _rates(trial: Trial) -> tuple[float, float]:
+    """What is known before a search: of an instance little more than of any network."""
+    return (1e-5, 0.3) if instance_id(trial.status.task_id) else (3e-4, 1e-2)
 
 
 def _perturb(trial: Trial, source: random.Random) -> None:

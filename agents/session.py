@@ -16,7 +16,8 @@ from openenv.core.env_server.mcp_types import CallToolAction, Tool, ToolError, T
 from websockets.exceptions import WebSocketException
 
 from ml_trainer_env.client import MLTrainerEnv, SyncClient
-from ml_trainer_env.models import TaskId, TrainingStatus
+from ml_trainer_env.models import TrainingStatus
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 # What a session can raise for a server that is gone, refuses, or falls silent.

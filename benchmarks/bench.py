@@ -22,11 +22,11 @@ from ml_trainer_env.benchmarks import calls, report
 from ml_trainer_env.benchmarks.epochs import Amount, UsualWay, measure
 from ml_trainer_env.benchmarks.flops import convolution_peak
 from ml_trainer_env.benchmarks.load import Load
-from ml_trainer_env.models import TASK_IDS
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.engine.team import Team
 from ml_trainer_env.server.runtime.cores import available
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.task_ids import CLASSIC_IDS
 from ml_trainer_env.terminal import stdout
 
 THREADS = 2
@@ -45,7 +45,7 @@ QUICK_AMOUNTS = {
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure speed.")
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASK_IDS, default=list(TASK_IDS), help="default: all"
+        "--tasks", nargs="+", choices=CLASSIC_IDS, default=list(CLASSIC_IDS), help="default: all"
     )
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it runs")
     options = parser.parse_args(argv)

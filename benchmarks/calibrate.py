@@ -35,17 +35,16 @@ from rich.table import Table
 from ml_trainer_env.agents.scripted import RECIPES
 from ml_trainer_env.models import (
     MAX_EPOCHS_PER_CALL,
-    TASK_IDS,
     BatchSize,
     EpochPlan,
     EpochRecord,
-    TaskId,
     TrainingConfig,
 )
 from ml_trainer_env.server import tasks
 from ml_trainer_env.server.episode.rewards import LEVELS
 from ml_trainer_env.server.runtime.cores import available
 from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import stdout
 
 FOLDER = Path(__file__).parents[1] / "docs" / "calibration"
@@ -183,7 +182,7 @@ def train(job: Job) -> Run:
     history = episode.now.training.history
     return Run(
         task_id=task_id,
-        network=str(trainer.NETWORKS[task.network]),
+        network=str(trainer.NETWORKS[task.workload.network]),
         stage=stage,
         seed=seed,
         recipe=recipe,
@@ -208,7 +207,7 @@ def train_all(jobs: Sequence[Job], console: Console) -> None:
     A run without val losses counts as not on file, and gives way to the new one.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    done = {run.job for task_id in TASK_IDS for run in recorded(task_id) if run.val_loss}
+    done = {run.job for task_id in CLASSIC_IDS for run in recorded(task_id) if run.val_loss}
     jobs = [job for job in jobs if job not in done]
     context = multiprocessing.get_context("spawn")
     with context.Pool(available(), maxtasksperchild=1) as pool:
@@ -309,16 +308,16 @@ def _spread(values: list[float]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="make calibrate", description="Calibrate the scales.")
     parser.add_argument("command", choices=("search", "finals", "confirm", "again", "report"))
-    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(TASK_IDS)}; default: all")
+    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(CLASSIC_IDS)}; default: all")
     parser.add_argument("--trials", type=int, default=10, help="of the search")
     parser.add_argument("--best", type=int, default=3, help="how many reach the finals")
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     options = parser.parse_args(argv)
     task_ids: list[TaskId] = [
-        task_id for task_id in TASK_IDS if task_id in (options.tasks or TASK_IDS)
+        task_id for task_id in CLASSIC_IDS if task_id in (options.tasks or CLASSIC_IDS)
     ]
-    if unknown := set(options.tasks) - set(TASK_IDS):
-        parser.error(f"tasks: unknown {', '.join(sorted(unknown))}; of {', '.join(TASK_IDS)}")
+    if unknown := set(options.tasks) - set(CLASSIC_IDS):
+        parser.error(f"tasks: unknown {', '.join(sorted(unknown))}; of {', '.join(CLASSIC_IDS)}")
     console = stdout(150)
     jobs: list[Job] = []
     for task_id in task_ids:

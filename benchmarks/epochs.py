@@ -147,7 +147,7 @@ def measure(
     for names, pair in zip((PLAIN, AUGMENTED), usual, strict=True):
         seconds |= zip(names, (pair.default_seconds, pair.one_thread_seconds), strict=True)
         collapsed += names[:1] if pair.collapsed else ()
-    data, network = resident(task.dataset), NETWORKS[task.network]
+    data, network = resident(task.workload.dataset), NETWORKS[task.workload.network]
     plain = variants["two_threads"]
     batch = plain.plan.batch_size
     trained = len(data.train.labels) // batch * batch

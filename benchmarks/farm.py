@@ -30,8 +30,8 @@ from ml_trainer_env.benchmarks.crowd import CONFIGURE, Side
 from ml_trainer_env.benchmarks.watcher import processor_seconds, server_of
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import LOGS, local_server
-from ml_trainer_env.models import TaskId
 from ml_trainer_env.surroundings import variables_set
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.terminal import stdout
 
 LOG = LOGS / "bench-machine-server.log"

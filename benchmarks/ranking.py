@@ -21,10 +21,11 @@ from rich.table import Table
 from ml_trainer_env.agents import records
 from ml_trainer_env.agents.records import Called, Opened, Record
 from ml_trainer_env.benchmarks.calibrate import recorded
-from ml_trainer_env.models import TASK_IDS, EpochRecord, TaskId
+from ml_trainer_env.models import EpochRecord
 from ml_trainer_env.server import tasks
 from ml_trainer_env.server.episode.rewards import DIVERGENCE_PENALTY, step_reward
 from ml_trainer_env.server.tasks import TASKS, Task
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import stdout
 
 BOUNDS = (0.0, 0.005, 0.01, 0.02, 0.05, 1.0)  # of the difference of two scores
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = Table(title=f"Pairs of runs; divergences, {DIVERGENCE_PENALTY:g} each, apart")
     for heading in ("task", "runs", "scores apart", "pairs", "ranked otherwise", "by at most"):
         table.add_column(heading)
-    for task_id in TASK_IDS:
+    for task_id in CLASSIC_IDS:
         found = [worth(TASKS[task_id], history) for history in runs(task_id, options.folders)]
         results[task_id] = disagreements(found)
         for row in results[task_id]:

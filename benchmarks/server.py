@@ -17,8 +17,8 @@ from ml_trainer_env.benchmarks.crowd import CONFIGURE
 from ml_trainer_env.benchmarks.watcher import megabytes, processor_seconds, server_of
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import LOGS, local_server
-from ml_trainer_env.models import TaskId
 from ml_trainer_env.surroundings import variables_set
+from ml_trainer_env.task_ids import TaskId
 
 LOG = LOGS / "bench-sessions-server.log"
 CALLS: dict[TaskId, tuple[int, int]] = {"easy_mnist": (8, 20), "hard_cifar": (4, 3)}

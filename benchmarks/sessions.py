@@ -27,7 +27,6 @@ from rich.table import Table
 from ml_trainer_env.benchmarks import server
 from ml_trainer_env.benchmarks.crowd import CONFIGURE, Crowd, Side, run
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
-from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.pool import Pool
@@ -37,6 +36,7 @@ from ml_trainer_env.server.runtime.sharing import SharingRunner
 from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.session.saved import SavedEpisodes
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import stdout
 
 MB = 2**20
@@ -88,7 +88,7 @@ def serving(*, sharing: bool = True) -> Iterator[Runner]:
 def workers() -> Iterator[Pool]:
     """Warm."""
     pool = Pool(CORES)
-    pool.prepare(TASKS[task_id].dataset for task_id in TASK_IDS)
+    pool.prepare(TASKS[task_id].workload.dataset for task_id in CLASSIC_IDS)
     yield pool
     pool.close()
 
@@ -304,7 +304,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="make bench-sessions", description="Many sessions.")
-    parser.add_argument("--tasks", nargs="+", choices=TASK_IDS, default=list(TASK_IDS))
+    parser.add_argument("--tasks", nargs="+", choices=CLASSIC_IDS, default=list(CLASSIC_IDS))
     parser.add_argument("--quick", action="store_true", help="once each, to see that it runs")
     options = parser.parse_args(argv)
     console = stdout(120, markup=True)

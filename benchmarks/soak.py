@@ -32,12 +32,12 @@ from ml_trainer_env.benchmarks.crowd import Crowd, run
 from ml_trainer_env.benchmarks.watcher import Watcher, children, server_of, watching
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import local_server
-from ml_trainer_env.models import TASK_IDS, TaskId
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.inline import Inline
 from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
 from ml_trainer_env.server.runtime.states import States
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import stdout
 
 LOG = Path("outputs") / "logs" / "soak-server.log"
@@ -74,7 +74,7 @@ class Script(NamedTuple):
         ]
 
 
-def scripts(tasks: Sequence[TaskId] = TASK_IDS) -> list[Script]:
+def scripts(tasks: Sequence[TaskId] = CLASSIC_IDS) -> list[Script]:
     of: list[TaskId] = [tasks[number % len(tasks)] for number in range(SCRIPTS)]
     return [Script(task, k, 0.001 * (1 + k % 4)) for k, task in enumerate(of)]
 
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--sessions", type=int, default=64)
     parser.add_argument("--places", type=int, help="of the server; left out: as many as sessions")
-    parser.add_argument("--tasks", nargs="+", choices=TASK_IDS, default=list(TASK_IDS))
+    parser.add_argument("--tasks", nargs="+", choices=CLASSIC_IDS, default=list(CLASSIC_IDS))
     parser.add_argument("--kill-every", type=float, default=KILL_EVERY, help="seconds")
     parser.add_argument("--sharing", choices=("on", "off"), default="off", help="of epochs")
     options = parser.parse_args(argv)

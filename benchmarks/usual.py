@@ -143,17 +143,17 @@ class Training:
     """One task's training from the engine's initial weights of seed 0."""
 
     def __init__(self, task: Task, augmentation: float) -> None:
-        network = NETWORKS[task.network]
+        network = NETWORKS[task.workload.network]
         self.model = build(network)
         initial = models_nn.initial_weights(network, torch.Generator().manual_seed(0))
         load(self.model, network, initial, models_nn.initial_statistics(network))
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE, fused=False)
-        data = datasets.load(task.dataset)
+        data = datasets.load(task.workload.dataset)
         pixels = torch.from_numpy(data.train.images).float().div(255)
         mean, std = pixels.mean((0, 2, 3)).view(-1, 1, 1), pixels.std((0, 2, 3)).view(-1, 1, 1)
         plain = Images(data.train, mean, std)
         train = (
-            AugmentedImages(data.train, mean, std, task.dataset, augmentation)
+            AugmentedImages(data.train, mean, std, task.workload.dataset, augmentation)
             if augmentation
             else plain
         )

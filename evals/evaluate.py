@@ -21,11 +21,11 @@ from pathlib import Path
 from ml_trainer_env.agents import catalogue, records
 from ml_trainer_env.agents.attempt import Attempt, Observer
 from ml_trainer_env.agents.catalogue import Agent
-from ml_trainer_env.agents.players import Player, digest
+from ml_trainer_env.agents.players import Player, digest, slug
 from ml_trainer_env.agents.records import BadRecord, Header, Line, RecordWriter
 from ml_trainer_env.agents.session import Connect
 from ml_trainer_env.evals.progress import Progress
-from ml_trainer_env.models import TaskId
+from ml_trainer_env.task_ids import TaskId, group_of
 
 
 class Interrupted(Exception):
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.contender.task_id}-{self.contender.player.file_name}-{self.seed}"
+        return f"{slug(self.contender.task_id)}-{self.contender.player.file_name}-{self.seed}"
 
     def is_recorded(self, folder: Path) -> bool:
         headers = (_header(path) for path in self._records(folder))
@@ -95,9 +95,11 @@ def contenders(agents: Iterable[str], tasks: Iterable[TaskId]) -> list[Contender
 
 def jobs(of: Sequence[Contender], seeds: int, connect: Connect) -> list[Job]:
     """Seed by seed, so that a part of an evaluation is a smaller evaluation."""
-    asked: dict[TaskId, None] = {each.task_id: None for each in of}
-    ways = {task_id: _way(task_id, connect) for task_id in asked}
-    return [Job(each, *ways[each.task_id], seed) for seed, each in product(range(seeds), of)]
+    asked = {group_of(each.task_id): each.task_id for each in of}
+    ways = {group: _way(task_id, connect) for group, task_id in asked.items()}
+    return [
+        Job(each, *ways[group_of(each.task_id)], seed) for seed, each in product(range(seeds), of)
+    ]
 
 
 def pending(wanted: Sequence[Job], folder: Path) -> list[Job]:

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ml_trainer_env.evals import files
-from ml_trainer_env.evals.results import Row, tasks
-from ml_trainer_env.models import TaskId
+from ml_trainer_env.evals.results import Row, groups
+from ml_trainer_env.task_ids import TaskId
 
 TITLES: dict[TaskId, str] = {
     "easy_mnist": "easy: MNIST",
@@ -67,10 +67,10 @@ def _scores(rows: Sequence[Row]) -> Figure:
     """A panel a task, a line an agent: all seeds as dots, the mean with its interval above them."""
     colours = _colours(rows)
     labels = list(colours)
-    shown = tasks(rows)
+    shown = groups(rows)
     figure, axes = _panels(len(shown), height=1.1 + 0.34 * len(labels))
-    for axis, task_id in zip(axes, shown, strict=True):
-        for row in (row for row in rows if row.task_id == task_id):
+    for axis, group in zip(axes, shown, strict=True):
+        for row in (row for row in rows if row.group == group):
             y, colour = labels.index(row.label), colours[row.label]
             jitter = np.linspace(-0.16, 0.16, len(row.scores)) if len(row.scores) > 1 else [0.0]
             axis.scatter(
@@ -80,7 +80,7 @@ def _scores(rows: Sequence[Row]) -> Figure:
             axis.scatter(
                 fmean(row.scores), y, s=44, color=colour, edgecolors="white", linewidths=1, zorder=3
             )
-        axis.set_title(TITLES[task_id])
+        axis.set_title(TITLES.get(group, group))
         axis.set_xlim(-0.03, 1.03)
         axis.set_xlabel("final score")
         axis.set_yticks(range(len(labels)), list(map(_literal, labels)))
@@ -94,12 +94,12 @@ def _scores(rows: Sequence[Row]) -> Figure:
 
 def _curves(rows: Sequence[Row]) -> Figure:
     """What the epochs bring, whichever session they were spent in."""
-    shown, colours = tasks(rows), _colours(rows)
+    shown, colours = groups(rows), _colours(rows)
     figure, axes = _panels(len(shown), height=3.5)
-    for axis, task_id in zip(axes, shown, strict=True):
+    for axis, group in zip(axes, shown, strict=True):
         finals: list[float] = []
-        for row in (row for row in rows if row.task_id == task_id):
-            budget = row.results[0].max_epochs
+        for row in (row for row in rows if row.group == group):
+            budget = max(result.max_epochs for result in row.results)
             grid = np.arange(budget + 1)
             lines = np.array([_steps(result.curve, budget) for result in row.results])
             if not lines.any():
@@ -110,7 +110,7 @@ def _curves(rows: Sequence[Row]) -> Figure:
             axis.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0, step="post")
             axis.step(grid, middle, where="post", color=colour, linewidth=1.6, label=label)
             finals.append(float(middle[-1]))
-        axis.set_title(TITLES[task_id])
+        axis.set_title(TITLES.get(group, group))
         axis.set_xlabel("epochs spent, all sessions")
         axis.margins(x=0)
         if finals:

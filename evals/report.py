@@ -10,19 +10,20 @@ from statistics import fmean, median
 
 from ml_trainer_env.agents.summary import percent
 from ml_trainer_env.evals import files
-from ml_trainer_env.evals.results import Found, Row, engines, mean, rows, tasks
-from ml_trainer_env.models import TaskId
+from ml_trainer_env.evals.results import Found, Row, bootstrap, engines, groups, mean, paired, rows
 
 LADDER = ("nothing", "random", "naive", "expert")  # each must do better than the one before
+FAMILY_LADDER = ("nothing", "random", "constant", "expert", "oracle")
 NOISE = 2.0  # standard errors within which two accuracies count as equal
-IMAGES: dict[TaskId, tuple[int, int]] = {  # of validation and of the hidden test
+IMAGES: dict[str, tuple[int, int]] = {  # of validation and of the hidden test
     "easy_mnist": (1000, 2000),
     "medium_fashion": (1500, 2000),
     "hard_cifar": (2000, 2000),
 }
+OF_INSTANCES = (1000, 2000)
 
 _COLUMNS = (
-    *("agent", "seeds", "score", "95% interval", "median", "return"),
+    *("agent", "attempts", "score", "95% interval", "median", "return"),
     *("val acc", "hidden test", "gap", "epochs", "seconds"),
 )
 
@@ -54,7 +55,7 @@ def markdown(
     """The page. `pictures` are file names with what they show, `refused` what did not count."""
     results = [result for row in found for result in row.results]
     trained_by = engines(results)
-    versions = sorted({f"{r.task_id} v{r.task_version}" for r in results})
+    versions = sorted({f"{r.group} v{r.task_version}" for r in results})
     parts = ["# Evaluation"]
     if command:
         parts.append(f"```\n{command}\n```")
@@ -62,8 +63,8 @@ def markdown(
     parts.append(f"Tasks: {', '.join(versions)}. {one}")
     if len(trained_by) > 1:
         parts.append("\n".join(f"{n}. {engine}" for n, engine in enumerate(trained_by, 1)))
-    for task_id in tasks(found):
-        parts += [f"## {task_id}", table([row for row in found if row.task_id == task_id])]
+    for group in groups(found):
+        parts += [f"## {group}", table([row for row in found if row.group == group])]
     parts += ["## Checks", "\n".join(f"- {line}" for line in checks(found))]
     parts += [f"![{shown}]({name})" for name, shown in pictures]
     if refused:
@@ -81,12 +82,14 @@ def table(found: Sequence[Row]) -> str:
 def checks(found: Sequence[Row]) -> list[str]:
     """What must hold of any evaluation, and whether it does."""
     lines: list[str] = []
-    for task_id in tasks(found):
-        of_task = [row for row in found if row.task_id == task_id]
-        for way in dict.fromkeys(map(_circumstances, of_task)):
-            compared = {row.agent: row for row in of_task if _circumstances(row) == way}
-            lines += _ladder(task_id, [compared[name] for name in LADDER if name in compared])
-        lines += _hidden(task_id, of_task)
+    for group in groups(found):
+        of_group = [row for row in found if row.group == group]
+        is_family = "/" in group
+        names, ladder = (FAMILY_LADDER, _paired_ladder) if is_family else (LADDER, _ladder)
+        for way in dict.fromkeys(map(_circumstances, of_group)):
+            compared = {row.agent: row for row in of_group if _circumstances(row) == way}
+            lines += ladder(group, [compared[name] for name in names if name in compared])
+        lines += _hidden(group, of_group)
     highest = max(score for row in found for score in row.scores)
     lines.append(f"Highest score: {highest:.4f} ({_verdict(highest <= 1)}: none above 1).")
     return lines
@@ -96,7 +99,22 @@ def _circumstances(row: Row) -> tuple[int, str | None]:
     return row.results[0].task_version, row.results[0].engine
 
 
-def _ladder(task_id: TaskId, ladder: Sequence[Row]) -> list[str]:
+def _paired_ladder(group: str, ladder: Sequence[Row]) -> list[str]:
+    """Instances differ more than agents do, so agents are compared on each of them."""
+    lines: list[str] = []
+    for lower, higher in pairwise(ladder):
+        apart = paired(lower, higher)
+        if apart:
+            between = bootstrap(apart)
+            lines.append(
+                f"{group}: {higher.label} {_score(higher)} over {lower.label} {_score(lower)}: "
+                f"{fmean(apart):+.3f} ({between.low:+.3f} to {between.high:+.3f}) paired over "
+                f"{len(apart)}, above 0: {_verdict(between.low > 0)}."
+            )
+    return lines
+
+
+def _ladder(task_id: str, ladder: Sequence[Row]) -> list[str]:
     lines: list[str] = []
     for lower, higher in pairwise(ladder):
         apart = lower.interval.below(higher.interval)
@@ -107,7 +125,7 @@ def _ladder(task_id: TaskId, ladder: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _hidden(task_id: TaskId, found: Sequence[Row]) -> list[str]:
+def _hidden(group: str, found: Sequence[Row]) -> list[str]:
     """Whether choosing by validation accuracy flatters: hidden-test minus validation accuracy.
 
     All attempts are measured on the same two sets, so what counts as noise is the binomial error of
@@ -122,11 +140,11 @@ def _hidden(task_id: TaskId, found: Sequence[Row]) -> list[str]:
     if not pairs:
         return []
     val, hidden = (fmean(column) for column in zip(*pairs, strict=True))
-    of_val, of_hidden = IMAGES[task_id]
+    of_val, of_hidden = IMAGES.get(group, OF_INSTANCES)
     noise = NOISE * math.sqrt(val * (1 - val) / of_val + hidden * (1 - hidden) / of_hidden)
     verdict = "within noise" if abs(hidden - val) <= noise else "a real difference"
     return [
-        f"{task_id}: hidden-test accuracy is {100 * (hidden - val):+.2f} points from validation "
+        f"{group}: hidden-test accuracy is {100 * (hidden - val):+.2f} points from validation "
         f"accuracy over {len(pairs)} attempts, {verdict} ({NOISE:g} standard errors of sets of "
         f"this size: {100 * noise:.2f} points)."
     ]

@@ -20,7 +20,7 @@ from ml_trainer_env.agents import records
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.agents.players import Player
 from ml_trainer_env.agents.records import BadRecord, Record
-from ml_trainer_env.models import TASK_IDS, TaskId
+from ml_trainer_env.task_ids import GROUPS, TaskId, group_of, instance_id
 from ml_trainer_env.terminal import plain
 
 RESAMPLES = 10_000
@@ -76,13 +76,17 @@ class Result:
 
     @property
     def way(self) -> Way:
-        return Way(self.task_id, self.player.key, self.task_version, self.engine or "")
+        return Way(self.group, self.player.key, self.task_version, self.engine or "")
+
+    @property
+    def group(self) -> str:
+        return group_of(self.task_id)
 
 
 class Way(NamedTuple):
-    """How an attempt was made, but for its seed."""
+    """How an attempt was made, but for its seed; on an instance, but for its index, too."""
 
-    task_id: TaskId
+    group: str
     player: str
     task_version: int
     engine: str
@@ -100,11 +104,14 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A player on a task, over its seeds. Its label says what tells it from other rows."""
+    """A player on a group of tasks, over them and the seeds.
+
+    A group is one classic task, or a split of a family. The label says what tells it from others.
+    """
 
     agent: str
     label: str
-    task_id: TaskId
+    group: str
     results: tuple[Result, ...]
 
     @property
@@ -150,10 +157,10 @@ def rows(results: Iterable[Result]) -> list[Row]:
         found[result.way].append(result)
     labels = _labels({way: of[0] for way, of in found.items()})
     made = [
-        Row(of[0].player.agent, labels[way], way.task_id, tuple(sorted(of, key=lambda r: r.seed)))
+        Row(of[0].player.agent, labels[way], way.group, tuple(sorted(of, key=_place)))
         for way, of in found.items()
     ]
-    return sorted(made, key=lambda row: (TASK_IDS.index(row.task_id), *_rank(row)))
+    return sorted(made, key=lambda row: (GROUPS.index(row.group), *_rank(row)))
 
 
 def engines(results: Iterable[Result]) -> list[str]:
@@ -161,10 +168,23 @@ def engines(results: Iterable[Result]) -> list[str]:
     return sorted({result.engine or "unknown" for result in results})
 
 
-def tasks(found: Sequence[Row]) -> list[TaskId]:
-    """The tasks of these rows, easy first."""
-    present = {row.task_id for row in found}
-    return [task_id for task_id in TASK_IDS if task_id in present]
+def groups(found: Sequence[Row]) -> list[str]:
+    """Of these rows, easy first."""
+    present = {row.group for row in found}
+    return [group for group in GROUPS if group in present]
+
+
+def paired(lower: Row, higher: Row) -> list[float]:
+    """By how much one scores above the other, task by task and seed by seed, where both did."""
+    scores = {(r.task_id, r.seed): r.score for r in lower.results}
+    return [
+        r.score - scores[r.task_id, r.seed] for r in higher.results if (r.task_id, r.seed) in scores
+    ]
+
+
+def _place(result: Result) -> tuple[int, int]:
+    of = instance_id(result.task_id)
+    return of.index if of else 0, result.seed
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
@@ -198,13 +218,13 @@ def _labels(examples: Mapping[Way, Result]) -> dict[Way, str]:
         for way, of in examples.items()
     }
     labels: dict[Way, str] = {}
-    taken = Counter[tuple[TaskId, str]]()
+    taken = Counter[tuple[str, str]]()
     for way, of in examples.items():
         alike = [
             all_else[other]
             for other, example in examples.items()
-            if (other.task_id, example.player.agent, example.player.model)
-            == (way.task_id, of.player.agent, of.player.model)
+            if (other.group, example.player.agent, example.player.model)
+            == (way.group, of.player.agent, of.player.model)
         ]
         names = dict.fromkeys(name for each in alike for name in each)
         telling = [n for n in names if len({repr(each.get(n)) for each in alike}) > 1]
@@ -212,8 +232,8 @@ def _labels(examples: Mapping[Way, Result]) -> dict[Way, str]:
         parts += [f"{name} {all_else[way].get(name)}" for name in telling]
         shown = ", ".join(map(_plain, parts))
         label = _plain(of.player.agent) + (f" ({shown})" if shown else "")
-        taken[way.task_id, label] += 1  # long names may begin alike
-        copy = taken[way.task_id, label]
+        taken[way.group, label] += 1  # long names may begin alike
+        copy = taken[way.group, label]
         labels[way] = label if copy == 1 else f"{label} #{copy}"
     return labels
 

@@ -1,8 +1,8 @@
 """The families: tasks that are drawn, each instance a pure function of (family, split, index).
 
-Every choice is drawn from a hash of the family, the split, the index and the choice's own name (a
-counter-based generator): in any process and order, whatever else is drawn, and a new choice leaves
-the others as they were.
+Every choice is drawn from a hash of the instance's id and the choice's own name (a counter-based
+generator): in any process and order, whatever else is drawn, and a new choice leaves the others as
+they were.
 
 What an instance hides is what no recipe survives: the multiplier of its network, which moves the
 good learning rate; the noise of its labels; a shift between training and validation. The splits
@@ -15,22 +15,77 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Literal, TypeVar, get_args
 
-Split = Literal["train", "validation", "eval"]
-Start = Literal["fresh", "dead_rate", "annealed", "decayed", "held_back", "overfitted"]
-Activation = Literal["relu", "tanh"]
+from ml_trainer_env.models import TrainingConfig
+from ml_trainer_env.server.tasks import Inherited
+from ml_trainer_env.server.variations import (
+    CHANNELS,
+    DEPTHS,
+    WIDTHS,
+    Activation,
+    CnnShape,
+    MlpShape,
+    Shape,
+    Shift,
+    Variation,
+)
+from ml_trainer_env.task_ids import Family, InstanceId
 
-SPLITS: tuple[Split, ...] = get_args(Split)
-INSTANCES: dict[Split, int] = {"train": 200, "validation": 24, "eval": 48}
+Start = Literal["fresh", "dead_rate", "annealed", "decayed", "held_back", "overfitted"]
+
 HELD_OUT_FROM = 24  # of eval: from here on each has a combination that the other splits never have
-ENDLESS_FROM = 1000  # of train: drawn without end, without a frozen scale
-INHERITED = 4 / 7  # of the draws; of the instances 40%, for those with tanh, half, are held out
+INHERITED = 4 / 7  # of the draws; of the instances 40%, for half of these are held out
 NOISY_FROM = 1000  # images; with fewer, 40% of wrong labels leave nothing to learn
+POOLING = 2  # an episode at half the resolution costs a third, and teaches as much
+HARD_TO_LEARN = ("cifar10",)  # with any number
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """What the instances of a family are drawn from."""
+
+    datasets: tuple[str, ...]
+    images: tuple[int, int]  # of training, log-uniform
+    multiplier: tuple[float, float]  # log-uniform
+    shift: Shift  # of half of them
+    epochs: tuple[int, int]  # the budget
+    taken_over: dict[Start, tuple[int, int]]  # epochs of an inherited run
+
+
+def _taken_over(short: tuple[int, int], long: tuple[int, int]) -> dict[Start, tuple[int, int]]:
+    return {
+        "dead_rate": short,
+        "annealed": short,
+        "decayed": short,
+        "held_back": short,
+        "overfitted": long,
+    }
+
+
+RANGES: dict[Family, Ranges] = {
+    "varied_mlp": Ranges(
+        datasets=("mnist", "fashion_mnist"),
+        images=(500, 2500),
+        multiplier=(0.005, 200),
+        shift="moved",
+        epochs=(16, 36),
+        taken_over=_taken_over((4, 8), (12, 18)),
+    ),
+    "varied_cnn": Ranges(
+        datasets=("fashion_mnist", "cifar10"),
+        images=(1000, 2500),
+        multiplier=(0.005, 200),
+        shift="recoloured",
+        epochs=(16, 24),
+        taken_over=_taken_over((3, 6), (8, 12)),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +93,10 @@ class Instance:
     """What is drawn. Shown to the agent: data set, images, network, budget and start."""
 
     dataset: str
-    images: int  # of training
-    width: int
-    depth: int
-    activation: Activation
-    max_epochs: int  # the budget
+    budget: int  # epochs
     start: Start
-    multiplier: float  # hidden, as all that follows
-    label_noise: float  # share of the training labels that are wrong
-    moved: bool  # validation and hidden test images are moved and rotated
+    inherited: Inherited | None
+    variation: Variation
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +113,12 @@ class Draw:
     def one_of(self, name: str, choices: Sequence[_T]) -> _T:
         return choices[int(self.uniform(name) * len(choices))]
 
+    def whole(self, name: str, least: int, most: int) -> int:
+        return least + math.floor((most - least + 1) * self.uniform(name))
+
     def log_uniform(self, name: str, low: float, high: float) -> float:
-        return low * (high / low) ** self.uniform(name)
+        """To three digits."""
+        return float(f"{low * (high / low) ** self.uniform(name):.3g}")
 
     def chance(self, name: str, probability: float) -> bool:
         return self.uniform(name) < probability
@@ -72,49 +126,106 @@ class Draw:
 
 def held_out(instance: Instance) -> tuple[bool, ...]:
     """Whether it has each of the combinations that only `eval` has."""
+    of = instance.variation
     return (
-        instance.multiplier > 10 and instance.moved,
-        instance.multiplier < 0.1 and instance.label_noise == 0.4,
-        instance.start != "fresh" and instance.activation == "tanh",
+        of.multiplier > 10 and of.shift != "none",
+        of.multiplier < 0.1 and of.label_noise == 0.4,
+        instance.start != "fresh" and _is_smooth(of.shape),
     )
 
 
-def instance(split: Split, index: int) -> Instance:
-    """Instance `index` of `varied_mlp`. Raises ValueError for one that does not exist."""
-    endless = split == "train" and index >= ENDLESS_FROM
-    if index < 0 or not (index < INSTANCES[split] or endless):
-        raise ValueError(f"index: {split} has 0 to {INSTANCES[split] - 1}")
+def _is_smooth(shape: Shape) -> bool:
+    """tanh for one family, batch norm for the other."""
+    return shape.activation == "tanh" if isinstance(shape, MlpShape) else shape.batch_norm
 
-    def fits(found: Instance) -> bool:
+
+def candidates(of: InstanceId) -> Iterator[Instance]:
+    """What may be the instance: the first one whose scale is usable is, and it is on record."""
+    for number in count():
+        found = _drawn(of.family, f"{of}#{number}")
         combinations = held_out(found)
-        if split == "eval" and index >= HELD_OUT_FROM:
-            return combinations[index % len(combinations)]
-        return not any(combinations)
-
-    return _first(fits, f"varied_mlp|{split}|{index}")
-
-
-def _first(fits: Callable[[Instance], bool], place: str) -> Instance:
-    """The first draw that fits."""
-    number = 0
-    while not fits(found := _drawn(Draw(f"{place}|{number}"))):
-        number += 1
-    return found
+        if of.split == "eval" and of.index >= HELD_OUT_FROM:
+            if combinations[of.index % len(combinations)]:
+                yield found
+        elif not any(combinations):
+            yield found
 
 
-def _drawn(draw: Draw) -> Instance:
-    images = 50 * round(draw.log_uniform("images", 500, 2500) / 50)
-    inherited = draw.chance("inherited", INHERITED)
-    start: Start = draw.one_of("start", get_args(Start)[1:]) if inherited else "fresh"
-    return Instance(
-        dataset=draw.one_of("dataset", ("mnist", "fashion_mnist")),
+def candidate(of: InstanceId, number: int) -> Instance:
+    """The one of this number, from 0."""
+    return next(islice(candidates(of), number, None))
+
+
+def _drawn(family: Family, name: str) -> Instance:
+    draw, ranges = Draw(name), RANGES[family]
+    dataset = draw.one_of("dataset", ranges.datasets)
+    images = 50 * round(draw.log_uniform("images", *ranges.images) / 50)
+    start: Start = "fresh"
+    if draw.chance("inherited", INHERITED):
+        start = draw.one_of("start", tuple(ranges.taken_over))
+    variation = Variation(
+        name=name,
         images=images,
-        width=draw.one_of("width", (16, 64, 128)),
-        depth=draw.one_of("depth", (1, 2, 3)),
-        activation=draw.one_of("activation", get_args(Activation)),
-        max_epochs=16 + math.floor(21 * draw.uniform("budget")),
-        start=start,
-        multiplier=float(f"{draw.log_uniform('multiplier', 0.02, 50):.3g}"),
-        label_noise=draw.one_of("noise", (0.0, 0.2, 0.4) if images >= NOISY_FROM else (0.0, 0.2)),
-        moved=draw.chance("moved", 0.5),
+        pooling=POOLING,
+        shape=_shape(draw, family),
+        multiplier=draw.log_uniform("multiplier", *ranges.multiplier),
+        label_noise=draw.one_of("noise", _noises(dataset, images)),
+        shift=ranges.shift if draw.chance("shift", 0.5) else "none",
     )
+    return Instance(
+        dataset=dataset,
+        budget=draw.whole("budget", *ranges.epochs),
+        start=start,
+        inherited=_inherited(draw, start, ranges, variation.multiplier),
+        variation=variation,
+    )
+
+
+def _noises(dataset: str, images: int) -> tuple[float, ...]:
+    noisy = images >= NOISY_FROM and dataset not in HARD_TO_LEARN
+    return (0.0, 0.2, 0.4) if noisy else (0.0, 0.2)
+
+
+def _shape(draw: Draw, family: Family) -> Shape:
+    if family == "varied_cnn":
+        return CnnShape(draw.one_of("channels", CHANNELS), draw.chance("batch norm", 0.5))
+    activations: tuple[Activation, ...] = get_args(Activation)
+    return MlpShape(
+        draw.one_of("width", WIDTHS),
+        draw.one_of("depth", DEPTHS),
+        draw.one_of("activation", activations),
+    )
+
+
+def _inherited(draw: Draw, start: Start, ranges: Ranges, multiplier: float) -> Inherited | None:
+    """What somebody has done to the run before the agent gets it.
+
+    The rates are what they are for a multiplier of 1, so that each start is what its name says,
+    but drawn over a decade: otherwise they would tell the multiplier.
+    """
+
+    def rate(low: float, high: float) -> float:
+        return min(10.0, float(f"{draw.log_uniform('old rate', low, high) / multiplier:.2g}"))
+
+    match start:
+        case "fresh":
+            return None
+        case "dead_rate":
+            config = TrainingConfig(learning_rate=rate(3e-7, 5e-6))
+        case "annealed":
+            config = TrainingConfig(
+                optimizer="adamw", learning_rate=rate(1e-4, 1e-3), lr_schedule="cosine"
+            )
+        case "decayed":
+            decay = draw.one_of("old decay", (0.1, 0.3, 1.0))
+            config = TrainingConfig(learning_rate=rate(3e-4, 3e-3), weight_decay=decay)
+        case "held_back":
+            config = TrainingConfig(
+                learning_rate=rate(1e-4, 1e-3),
+                dropout=0.5,
+                augmentation=True,
+                augmentation_strength=1.0,
+            )
+        case "overfitted":
+            config = TrainingConfig(learning_rate=rate(3e-4, 3e-3))
+    return Inherited(config, draw.whole("old epochs", *ranges.taken_over[start]))

@@ -28,11 +28,14 @@ from openenv.core.env_server.mcp_types import (
 )
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
 
-from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, TrainingStatus
-from ml_trainer_env.server.episode import tools
-from ml_trainer_env.server.episode.episode import Episode, Situation
+from ml_trainer_env.models import (
+    TrainingStatus,
+)
+from ml_trainer_env.server.episode import situation, tools
+from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.episode.played import REMEMBERED, Played
-from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.episode.situation import Situation
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.runtime.asking import never
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.session import process
@@ -41,13 +44,12 @@ from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.session.reset_options import ResetOptions
 from ml_trainer_env.server.session.saved import Held, Saved, SavedEpisodes
 from ml_trainer_env.server.session.waiting import Stop, in_thread, nothing
-from ml_trainer_env.server.tasks import TASKS, Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
+from ml_trainer_env.task_ids import SPLITS, Split, TaskId, listed
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
 
 NAME = "ml_trainer_env"
 RESUMED = "the episode goes on in another session, which has resumed it"
-SPLIT = "train"  # the one split: training and evaluation use the same tasks with other seeds
 
 
 @dataclass(slots=True)
@@ -69,8 +71,9 @@ class MLTrainerEnvironment(MCPEnvironment):
     `ListToolsAction`.
     Observation Space: `ToolObservation`, whose result is a `models.TrainingStatus`.
     Rewards: `server/episode/rewards.py`, of this step alone; the final score is in the last one.
-    Starting State: an untrained network; the same task and seed (default 0) give the same bits.
-    Episode End: `submit_model`, or the 50th tool call, which submits by itself.
+    Starting State: an untrained network, or a run to take over; the same task and seed (default 0)
+    give the same bits.
+    Episode End: `submit_model`, or the last tool call, which submits by itself.
 
     Any thread may call it. `step` and `reset` block; `step_async` and `reset_async` never block the
     event loop and have no time limit of their own: with `timeout_s`, training stops at the first
@@ -123,7 +126,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         self._take_place()
         held = self._saved.take_over(wanted.resume) if wanted.resume else None
         try:
-            saved = self._first(wanted, partial(process.begin, runner.engine()))
+            saved = self._first(wanted, runner)
             own = self._run and self._run.held
             held = held or self._saved.hold(wanted.episode_id, instead_of=own)
             self._abandon()
@@ -135,14 +138,16 @@ class MLTrainerEnvironment(MCPEnvironment):
         status = episode.get_training_status() if wanted.going_on else episode.opening()
         return StatusObservation(status=status, done=False, reward=None)
 
-    def _first(self, wanted: ResetOptions, begin: Callable[[Task, int], Run]) -> Saved:
+    def _first(self, wanted: ResetOptions, runner: Runner) -> Saved:
         """Where the new episode begins: on a task, or where that of the given key stands."""
+        begin = partial(process.begin, runner.engine())
         if wanted.going_on:
             option, key = wanted.going_on
             saved = self._saved.find(key, option, begin)
         else:
             task = wanted.chosen_task()
-            saved = Saved("", task, wanted.seed, Situation(begin(task, wanted.seed)))
+            start = situation.first(task, begin(task, wanted.seed), runner)
+            saved = Saved("", task, wanted.seed, start)
         if wanted.resume:
             return saved
         attempt = self.attempts[saved.task.task_id, saved.seed] + 1
@@ -293,7 +298,7 @@ class MLTrainerEnvironment(MCPEnvironment):
             current_epoch=now.epoch,
             max_epochs=task.max_epochs,
             remaining_budget=task.max_epochs - now.epoch,
-            tool_calls_left=MAX_TOOL_CALLS - now.calls,
+            tool_calls_left=task.tool_calls - now.calls,
             epochs_shared=now.epochs_shared,
             attempt=now.attempt,
             epochs=run.episode.reports,
@@ -328,27 +333,26 @@ class MLTrainerEnvironment(MCPEnvironment):
     # OpenEnv's task API ----------------------------------------------------------------------
 
     def list_splits(self) -> list[str]:
-        return [SPLIT]
+        return list(SPLITS)
 
     def list_tasks(self, split: str) -> list[dict[str, Any]]:
-        if split != SPLIT:
-            raise InvalidArguments(f'split: must be "{SPLIT}"')
-        return [TASKS[task_id].card for task_id in TASK_IDS]
+        return self.get_task_range(split)
 
     def num_tasks(self, split: str) -> int:
-        return len(self.list_tasks(split))
+        return len(listed(_known(split)))
 
     def get_task(self, split: str, index: int) -> dict[str, Any]:
         """Raises IndexError: OpenEnv's sign for an index out of range."""
-        cards = self.list_tasks(split)
-        if not 0 <= index < len(cards):
-            raise IndexError(f"index: must be 0 to {len(cards) - 1}")
-        return cards[index]
+        tasks = listed(_known(split))
+        if not 0 <= index < len(tasks):
+            raise IndexError(f"index: must be 0 to {len(tasks) - 1}")
+        return _card(tasks[index], index)
 
     def get_task_range(
         self, split: str, start: int | None = None, stop: int | None = None
     ) -> list[dict[str, Any]]:
-        return self.list_tasks(split)[start:stop]
+        tasks = listed(_known(split))
+        return [_card(tasks[index], index) for index in range(len(tasks))[start:stop]]
 
     # Inside ----------------------------------------------------------------------------------
 
@@ -381,6 +385,18 @@ class MLTrainerEnvironment(MCPEnvironment):
 
     def _validate_tool_names(self, mcp_server: Any) -> None:
         """The names are a constant that a test checks; asking FastMCP would cost an event loop."""
+
+
+def _known(split: str) -> Split:
+    """Raises `InvalidArguments`."""
+    for known in SPLITS:
+        if split == known:
+            return known
+    raise InvalidArguments(f"split: must be one of {', '.join(SPLITS)}")
+
+
+def _card(task_id: TaskId, index: int) -> dict[str, Any]:
+    return task_of(task_id).card | {"index": index}
 
 
 def _error_type(error: ActionError) -> ToolErrorType:

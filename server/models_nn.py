@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -74,7 +74,7 @@ class Replica(Protocol):
         images: Tensor,  # (n, C, H, W)
         labels: Tensor,  # (n,)
         masks: Tensor | None,  # (n, dropout_units): 0 or 1 / keep probability
-        batch_size: int,
+        batch_size: float,  # what the summed loss is divided by
     ) -> ShardResult:
         """Moves the running statistics, too."""
         ...
@@ -114,7 +114,7 @@ def flat(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     )
 
 
-def loss_gradient(logits: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+def loss_gradient(logits: Tensor, labels: Tensor, batch_size: float) -> Tensor:
     """Of the summed cross-entropy over `batch_size`: (softmax - one-hot) / batch_size."""
     one_hot = _IDENTITY.index_select(0, labels)
     return torch.softmax(logits, 1).sub_(one_hot).div_(batch_size)
@@ -187,7 +187,7 @@ class _MlpReplica:
         self._parameters = parameters
 
     def gradient(
-        self, images: Tensor, labels: Tensor, masks: Tensor | None, batch_size: int
+        self, images: Tensor, labels: Tensor, masks: Tensor | None, batch_size: float
     ) -> ShardResult:
         w1, b1, w2, b2 = self._parameters
         x = images.reshape(len(images), -1)
@@ -230,12 +230,16 @@ class Block:
 
 @dataclass(frozen=True)
 class ConvNet:
-    """Blocks, then dropout -> linear -> batch norm -> ReLU -> dropout -> linear."""
+    """Blocks, then dropout -> linear -> batch norm -> ReLU -> dropout -> linear.
+
+    Without batch norm, a bias stands in its place.
+    """
 
     channels: int
     side: int
     blocks: tuple[Block, ...]
     hidden: int
+    batch_norm: bool = field(default=True, repr=False)  # records name a network by its repr
 
     @cached_property
     def features(self) -> int:
@@ -255,7 +259,7 @@ class ConvNet:
 
     @property
     def norm_widths(self) -> tuple[int, ...]:
-        return (*(block.channels for block in self.blocks), self.hidden)
+        return (*(block.channels for block in self.blocks), self.hidden) if self.batch_norm else ()
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -264,13 +268,17 @@ class ConvNet:
         for b in self.blocks:
             fan_in = b.kernel * b.kernel * inputs
             found.append(Parameter((b.channels, b.kernel, b.kernel, inputs), math.sqrt(2 / fan_in)))
-            found += _norm_parameters(b.channels)
+            found += self._norm_parameters(b.channels)
             inputs = b.channels
         found.append(Parameter((self.hidden, self.features), math.sqrt(2 / self.features)))
-        found += _norm_parameters(self.hidden)
+        found += self._norm_parameters(self.hidden)
         found.append(Parameter((CLASSES, self.hidden), math.sqrt(1 / self.hidden)))
         found.append(Parameter((CLASSES,), 0))
         return tuple(found)
+
+    def _norm_parameters(self, width: int) -> list[Parameter]:
+        gain = [Parameter((width,), 0, fill=1.0)] if self.batch_norm else []
+        return [*gain, Parameter((width,), 0)]
 
     def replica(self, weights: Tensor, statistics: Tensor) -> Replica:
         return _ConvReplica(self, weights, statistics)
@@ -287,7 +295,7 @@ class _ConvReplica:
         self._running = statistics.split([w for w in network.norm_widths for _ in range(2)])
 
     def gradient(
-        self, images: Tensor, labels: Tensor, masks: Tensor | None, batch_size: int
+        self, images: Tensor, labels: Tensor, masks: Tensor | None, batch_size: float
     ) -> ShardResult:
         with torch.enable_grad():
             logits = self._forward(images, masks, training=True)
@@ -302,6 +310,9 @@ class _ConvReplica:
         leaf, running = iter(self._leaves), iter(self._running)
 
         def norm(x: Tensor) -> Tensor:
+            if not self._network.batch_norm:
+                bias = next(leaf)
+                return x + (bias[:, None, None] if x.dim() == 4 else bias)
             mean, var, gain, bias = next(running), next(running), next(leaf), next(leaf)
             momentum, epsilon = self.MOMENTUM, self.EPSILON
             return torch.batch_norm(x, gain, bias, mean, var, training, momentum, epsilon, False)
@@ -318,10 +329,6 @@ class _ConvReplica:
         x = norm(_Linear.apply(x, next(leaf))).relu_()
         x = x if masks is None else x * masks[:, features:]
         return torch.nn.functional.linear(x, next(leaf), next(leaf)).float()
-
-
-def _norm_parameters(width: int) -> list[Parameter]:
-    return [Parameter((width,), 0, fill=1.0), Parameter((width,), 0)]
 
 
 def initial_statistics(network: Network) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
+from ml_trainer_env.server.variations import Variation
 
 Precision = Literal["fp32", "bf16"]
 
@@ -75,7 +76,8 @@ class Workload:
     dataset: str
     shards: int
     version: int
-    scale: Scale
+    scale: Scale  # by which a run's checkpoint is chosen
+    variation: Variation | None = None  # of an instance of a family
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,12 @@ class Run:
     @property
     def epoch(self) -> int:
         return len(self.history)
+
+    @property
+    def entropy(self) -> int:
+        """Everything random about it is drawn from this: 32 bits."""
+        variation = self.workload.variation
+        return self.seed if variation is None else variation.entropy(self.seed)
 
     def then(self, plan: EpochPlan) -> str:
         """The key after one more epoch with `plan`."""

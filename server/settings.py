@@ -39,7 +39,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ml_trainer_env.models import MAX_SEED, TaskId
+from ml_trainer_env.models import MAX_SEED
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.variables import Folder, Secret, SettingsError, explained, require_writable
 
 PREFIX = "ML_TRAINER_"

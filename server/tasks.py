@@ -1,7 +1,7 @@
-"""The three tasks and their graders: plain data and pure functions, nothing imported but models.
+"""What a task is, the three classic ones, and the graders: plain data and pure functions.
 
 Guarantees: the score is in 0..1 and depends on the epoch history alone, never on the calls that
-led to it; it belongs to one checkpoint, the one worth most on the task's scale (earliest on a tie),
+led to it; it belongs to one checkpoint, the one worth most on validation (earliest on a tie),
 whose accuracy and gap are taken from the same epoch; without a finished epoch it is 0; no NaN comes
 out.
 A changed number in this file is a new `version` of its task.
@@ -9,17 +9,24 @@ A changed number in this file is a new `version` of its task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from ml_trainer_env.models import TASK_IDS, EpochRecord, Grade, GradeComponent, TaskId
+from ml_trainer_env.models import (
+    MAX_TOOL_CALLS,
+    EpochRecord,
+    Grade,
+    GradeComponent,
+    TrainingConfig,
+)
 from ml_trainer_env.server.runs import FULL_CREDIT_GAP, NO_CREDIT_GAP, Scale, Workload, clip
+from ml_trainer_env.task_ids import TaskId
 
 History = Sequence[EpochRecord]
-ComponentName = Literal["accuracy", "generalization", "efficiency", "stability"]
+ComponentName = Literal["accuracy", "generalization", "efficiency", "stability", "hidden_accuracy"]
 
 EASY_SCALE = Scale(low=0.88, high=0.975)  # fixed by the specification
 # Calibrated on this project's networks and frozen: docs/calibration.md.
@@ -29,31 +36,44 @@ HARD_REFERENCE_UTILITY = 0.782  # U of the reference recipe
 
 
 @dataclass(frozen=True, slots=True)
+class Inherited:
+    """A run that somebody else began, and the agent takes over."""
+
+    config: TrainingConfig
+    epochs: int  # trained under it, for which its schedule was made
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """What is trained, for how long, and what counts.
 
-    `network`, `dataset`, `shards` and `version` say what the engine runs; the rest is the contract
-    with the agent. `weights` sum to 1.
+    `workload` says what the engine runs; the rest is the contract with the agent. `weights` sum
+    to 1.
     """
 
     task_id: TaskId
     title: str
     description: str
     aim: str
-    version: int
-    network: str
-    dataset: str
-    shards: int
-    max_epochs: int
-    scale: Scale
+    workload: Workload
+    max_epochs: int  # those of an inherited run included
+    scale: Scale  # of the grade
     weights: tuple[tuple[ComponentName, float], ...]
     loss_levels: tuple[float, float, float, float, float]  # val losses that earn the bonus, nats
     reference_utility: float | None = None  # only where efficiency counts
+    tool_calls: int = MAX_TOOL_CALLS
+    inherited: Inherited | None = None
+    hidden: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
+    """What the agent is told of the task with the grade, and not before."""
 
     @property
-    def workload(self) -> Workload:
-        """What the engine trains."""
-        return Workload(self.network, self.dataset, self.shards, self.version, self.scale)
+    def version(self) -> int:
+        return self.workload.version
+
+    @property
+    def budget(self) -> int:
+        """Epochs that the agent may train."""
+        return self.max_epochs - (self.inherited.epochs if self.inherited else 0)
 
     @property
     def goal(self) -> str:
@@ -65,16 +85,25 @@ class Task:
         formulas = [" = ".join(_FORMULAS[name](self)) for name, _ in self.weights]
         score = f"score = {' + '.join(letters)}, where {'; '.join(formulas)}"
         return (
-            f"{self.aim} You have {self.max_epochs} epochs. The final score, from 0 to 1, belongs "
+            f"{self.aim} You have {self.budget} epochs. The final score, from 0 to 1, belongs "
             f"to the checkpoint {self._graded}, the earliest on a tie (graded_epoch tells), "
             f"wherever training went afterwards: {score}. clip cuts to the range 0..1. "
-            "Without training the score is 0. The hidden-test accuracy is shown with the score and "
-            "does not count."
+            f"Without training the score is 0. {self._told_of_the_hidden_test}"
         )
 
     @property
+    def is_graded_on_hidden_images(self) -> bool:
+        return any(name == "hidden_accuracy" for name, _ in self.weights)
+
+    @property
+    def _told_of_the_hidden_test(self) -> str:
+        if self.is_graded_on_hidden_images:
+            return f"{self.tool_calls} tool calls; the last one submits."
+        return "The hidden-test accuracy is shown with the score and does not count."
+
+    @property
     def _graded(self) -> str:
-        if self.scale.gap_weight:
+        if self.workload.scale.gap_weight:
             return "with the highest sum of these terms"
         return "with the best validation accuracy"
 
@@ -83,7 +112,6 @@ class Task:
         """What a client is told of the task."""
         return {
             "id": self.task_id,
-            "index": TASK_IDS.index(self.task_id),
             "title": self.title,
             "description": self.description,
             "goal": self.goal,
@@ -92,7 +120,7 @@ class Task:
         }
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[TaskId, Task] = {  # the classic ones
     "easy_mnist": Task(
         task_id="easy_mnist",
         title="MNIST Digit Classifier",
@@ -101,10 +129,7 @@ TASKS: dict[str, Task] = {
             "1,000 more measure validation, 2,000 stay hidden until the end."
         ),
         aim="Reach the highest validation accuracy; the target is at least 96%.",
-        version=2,
-        network="mnist_mlp",
-        dataset="mnist",
-        shards=1,
+        workload=Workload("mnist_mlp", "mnist", 1, 2, EASY_SCALE),
         max_epochs=100,
         scale=EASY_SCALE,
         loss_levels=(1.48, 0.95, 0.61, 0.39, 0.25),
@@ -118,10 +143,7 @@ TASKS: dict[str, Task] = {
             "images; 1,500 more measure validation, 2,000 stay hidden until the end."
         ),
         aim="Reach a high validation accuracy with a generalisation gap below 5%.",
-        version=2,
-        network="fashion_cnn",
-        dataset="fashion_mnist",
-        shards=2,
+        workload=Workload("fashion_cnn", "fashion_mnist", 2, 2, MEDIUM_SCALE),
         max_epochs=80,
         scale=MEDIUM_SCALE,
         loss_levels=(1.66, 1.2, 0.86, 0.62, 0.45),
@@ -135,10 +157,7 @@ TASKS: dict[str, Task] = {
             "2,000 more measure validation, 2,000 stay hidden until the end."
         ),
         aim="Reach a high validation accuracy early and steadily, under a tight budget.",
-        version=2,
-        network="cifar_cnn",
-        dataset="cifar10",
-        shards=2,
+        workload=Workload("cifar_cnn", "cifar10", 2, 2, HARD_SCALE),
         max_epochs=60,
         scale=HARD_SCALE,
         loss_levels=(2.07, 1.86, 1.67, 1.5, 1.35),
@@ -153,19 +172,23 @@ def best_checkpoint(task: Task, history: History) -> EpochRecord | None:
 
     Where accuracy alone counts, that is the highest one. The earliest on a tie.
     """
-    return reduce(task.scale.better, history, None)
+    return reduce(task.workload.scale.better, history, None)
 
 
 def grade(
-    task: Task, history: History, submitted_by: Literal["agent", "call_limit"] = "agent"
+    task: Task,
+    history: History,
+    submitted_by: Literal["agent", "call_limit"] = "agent",
+    hidden_test_accuracy: float | None = None,
 ) -> Grade:
     """The final score of a whole episode's `history`, explained.
 
-    `hidden_test_accuracy` is left None: whoever holds the weights adds it.
+    `hidden_test_accuracy` is that of the best checkpoint, from whoever holds the weights.
+    Raises ValueError when a task that counts it is not given it.
     """
     best = best_checkpoint(task, history)
     measured = [
-        _UNTRAINED if best is None else _MEASURES[name](task, history, best)
+        _UNTRAINED if best is None else _MEASURES[name](task, history, best, hidden_test_accuracy)
         for name, _ in task.weights
     ]
     components = tuple(
@@ -181,6 +204,8 @@ def grade(
         graded_epoch=None if best is None else best.epoch,
         val_accuracy=None if best is None else best.val_accuracy,
         generalization_gap=None if best is None else best.gap,
+        hidden_test_accuracy=hidden_test_accuracy,
+        hidden=dict(task.hidden),
         submitted_by=submitted_by,
     )
 
@@ -236,7 +261,7 @@ def _explanation(
     )
 
 
-def _accuracy(task: Task, history: History, best: EpochRecord) -> _Measured:
+def _accuracy(task: Task, history: History, best: EpochRecord, hidden: float | None) -> _Measured:
     accuracy, scale = _val_accuracy(best), task.scale
     return _Measured(
         scale.accuracy(accuracy),
@@ -245,7 +270,9 @@ def _accuracy(task: Task, history: History, best: EpochRecord) -> _Measured:
     )
 
 
-def _generalization(task: Task, history: History, best: EpochRecord) -> _Measured:
+def _generalization(
+    task: Task, history: History, best: EpochRecord, hidden: float | None
+) -> _Measured:
     accuracy = _val_accuracy(best)
     gap = NO_CREDIT_GAP if best.gap is None else best.gap
     learned = task.scale.learned(accuracy)
@@ -256,7 +283,7 @@ def _generalization(task: Task, history: History, best: EpochRecord) -> _Measure
     )
 
 
-def _efficiency(task: Task, history: History, best: EpochRecord) -> _Measured:
+def _efficiency(task: Task, history: History, best: EpochRecord, hidden: float | None) -> _Measured:
     if task.reference_utility is None:
         raise ValueError(f"{task.task_id} weighs efficiency but has no reference utility")
     reached, reference = utility(task, history), task.reference_utility
@@ -267,7 +294,7 @@ def _efficiency(task: Task, history: History, best: EpochRecord) -> _Measured:
     )
 
 
-def _stability(task: Task, history: History, best: EpochRecord) -> _Measured:
+def _stability(task: Task, history: History, best: EpochRecord, hidden: float | None) -> _Measured:
     losses = [r.clean_train_loss for r in history if r.clean_train_loss is not None]
     changes = [later - earlier for earlier, later in pairwise(losses)]
     rises = sum((change for change in changes if change > 0), 0.0)
@@ -287,11 +314,25 @@ def _val_accuracy(best: EpochRecord) -> float:
     return 0.0 if best.val_accuracy is None else best.val_accuracy
 
 
-_MEASURES: dict[ComponentName, Callable[[Task, History, EpochRecord], _Measured]] = {
+def _hidden_accuracy(
+    task: Task, history: History, best: EpochRecord, hidden: float | None
+) -> _Measured:
+    if hidden is None:
+        raise ValueError(f"{task.task_id} is graded on hidden images; their accuracy is missing")
+    scale = task.scale
+    return _Measured(
+        scale.accuracy(hidden),
+        {"hidden_test_accuracy": hidden, "low": scale.low, "high": scale.high},
+        f"hidden-test accuracy {hidden:.2%} on the scale from {scale.low:.2%} to {scale.high:.2%}",
+    )
+
+
+_MEASURES: dict[ComponentName, Callable[[Task, History, EpochRecord, float | None], _Measured]] = {
     "accuracy": _accuracy,
     "generalization": _generalization,
     "efficiency": _efficiency,
     "stability": _stability,
+    "hidden_accuracy": _hidden_accuracy,
 }
 
 # The same formulas for the agent: the letter, and what it stands for.
@@ -315,5 +356,11 @@ _FORMULAS: dict[ComponentName, Callable[[Task], tuple[str, str]]] = {
         "S",
         "clip(1 - rises / falls) x min(1, 2A), rises and falls summed over the changes of the "
         "train loss (without dropout and augmentation) from epoch to epoch; 0 after a divergence",
+    ),
+    "hidden_accuracy": lambda task: (
+        "H",
+        "clip((hidden-test accuracy - low) / (high - low)) on 2,000 images that only the grade "
+        "looks at, where low is what a middling recipe reaches here and high what the best three "
+        "do; the grade tells both",
     ),
 }

@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
-from ml_trainer_env.server import models_nn, runs
+from ml_trainer_env.server import models_nn, models_varied, runs
+from ml_trainer_env.server.data.canon import CANON
 from ml_trainer_env.server.engine import evaluation, malloc, modes
 from ml_trainer_env.server.engine.evaluation import Score
 from ml_trainer_env.server.engine.fingerprint import engine_fingerprint
 from ml_trainer_env.server.engine.inputs import EpochInputs, InputRows
 from ml_trainer_env.server.engine.optimizers import MOMENTS, update
-from ml_trainer_env.server.engine.resident import Resident, Rows, resident
+from ml_trainer_env.server.engine.resident import Resident, Rows
 from ml_trainer_env.server.engine.team import SERIAL, Team
+from ml_trainer_env.server.engine.varied import data_of
 from ml_trainer_env.server.models_nn import NETWORKS, Network, Replica, ShardResult
 from ml_trainer_env.server.runs import Engine, Precision, Run, Workload
 
@@ -63,8 +65,19 @@ class TrainingState:
 
 def engine(precision: Precision = "fp32") -> Engine:
     """What trains here, in this process. Raises ValueError for a precision that cannot be had."""
-    heaviest = {name: _most_bytes(network) for name, network in NETWORKS.items()}
+    known = NETWORKS | models_varied.HEAVIEST
+    heaviest = {name: _most_bytes(network) for name, network in known.items()}
     return Engine(engine_fingerprint(precision), precision, heaviest)
+
+
+def network_of(workload: Workload) -> Network:
+    """What a run of `workload` trains."""
+    variation = workload.variation
+    if variation is None:
+        return NETWORKS[workload.network]
+    channels, height, width = CANON[workload.dataset].image_shape
+    image = channels, height // variation.pooling, width // variation.pooling
+    return models_varied.network(variation.shape, image, variation.multiplier)
 
 
 def start(workload: Workload, seed: int, precision: Precision = "fp32") -> TrainingState:
@@ -74,8 +87,8 @@ def start(workload: Workload, seed: int, precision: Precision = "fp32") -> Train
 
 def untrained(run: Run) -> TrainingState:
     """The tensors of `run` before its first epoch."""
-    network = NETWORKS[run.workload.network]
-    generator = torch.Generator().manual_seed(run.seed)
+    network = network_of(run.workload)
+    generator = torch.Generator().manual_seed(run.entropy)
     with modes.of_the_engine(), modes.of_a_computation(run.precision):
         initial = Checkpoint(
             models_nn.initial_weights(network, generator), models_nn.initial_statistics(network)
@@ -92,9 +105,9 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
     before = state.run
     # The parts of a step enter the modes of the run's precision.
     with modes.of_the_engine(), modes.of_a_computation("fp32"):
-        data = resident(before.workload.dataset)
+        data = data_of(before.workload)
         work = _Run.resume(state, plan)
-        train = work.train_epoch(data, plan, before.seed, before.epoch, team)
+        train = work.train_epoch(data, plan, before.entropy, before.epoch, team)
         reached = Checkpoint(work.weights, work.mean_statistics())
         val, clean = _evaluate(state, reached, (data.val, data.probe), team)
     healthy = all(math.isfinite(x) and x <= EXPLODED for x in (train.loss, val.loss, clean.loss))
@@ -118,7 +131,7 @@ def advance(state: TrainingState, plan: EpochPlan, team: Team = SERIAL) -> Train
 def test_accuracy(state: TrainingState, team: Team = SERIAL) -> float:
     """Hidden-test accuracy of the best checkpoint, for grading alone."""
     with modes.of_the_engine(), modes.of_a_computation("fp32"):
-        test = resident(state.run.workload.dataset).test
+        test = data_of(state.run.workload).test
         return _evaluate(state, state.best_checkpoint, (test,), team)[0].accuracy
 
 
@@ -137,7 +150,7 @@ def configure_process() -> None:
 def _evaluate(
     state: TrainingState, checkpoint: Checkpoint, splits: Sequence[Rows], team: Team
 ) -> list[Score]:
-    network = NETWORKS[state.run.workload.network]
+    network = network_of(state.run.workload)
     replica = network.replica(checkpoint.weights, checkpoint.statistics)
 
     def logits(images: Tensor) -> Tensor:
@@ -163,7 +176,7 @@ class _Run:
 
     @classmethod
     def resume(cls, state: TrainingState, plan: EpochPlan) -> _Run:
-        network = NETWORKS[state.run.workload.network]
+        network = network_of(state.run.workload)
         weights = state.current.weights.clone()
         statistics = [state.current.statistics.clone() for _ in range(state.run.workload.shards)]
         if state.optimizer == plan.optimizer:
@@ -194,7 +207,8 @@ class _Run:
     ) -> Score:
         """All full batches of a fresh permutation; mean loss and accuracy as it went."""
         units = self.network.dropout_units
-        inputs = EpochInputs.draw(data, plan, self.workload.dataset, seed, epoch, units)
+        images = self.workload.dataset.partition("/")[0]
+        inputs = EpochInputs.draw(data, plan, images, seed, epoch, units)
         logits: list[Tensor] = []  # kept for the whole epoch; the gradients must not be
         for shards in self._steps(inputs, plan.batch_size, team):
             results = team.map(partial(self._differentiate, plan), shards)

@@ -11,7 +11,7 @@
 | LLM_RPM_LIMIT | 5 | requests in any minute, at most |
 | LLM_MAX_RETRIES | 3 | how often a request is repeated |
 | LLM_REASONING_EFFORT | minimal | for providers that take it |
-| LLM_MAX_STEPS_EASY, _MEDIUM, _HARD | 5, 6, 7 | decisions of the model for one task |
+| LLM_MAX_STEPS_EASY, _MEDIUM, _HARD, _INSTANCE | 5, 6, 7, 12 | decisions of the model for a task |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ml_trainer_env.models import TaskId
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.variables import (
     HttpUrl,
     Secret,
@@ -77,6 +77,7 @@ class LLMSettings(BaseSettings):
     llm_max_steps_easy: Annotated[int, Field(ge=1)] = 5
     llm_max_steps_medium: Annotated[int, Field(ge=1)] = 6
     llm_max_steps_hard: Annotated[int, Field(ge=1)] = 7
+    llm_max_steps_instance: Annotated[int, Field(ge=1)] = 12
 
     @classmethod
     def load(cls) -> Self:
@@ -114,11 +115,12 @@ class LLMSettings(BaseSettings):
         return token.get_secret_value() if token else None
 
     def decisions(self, task_id: TaskId) -> int:
-        return {
+        classic = {
             "easy_mnist": self.llm_max_steps_easy,
             "medium_fashion": self.llm_max_steps_medium,
             "hard_cifar": self.llm_max_steps_hard,
-        }[task_id]
+        }
+        return classic.get(task_id, self.llm_max_steps_instance)
 
     @property
     def _providers(self) -> list[Provider]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import accumulate
 
-from ml_trainer_env.models import MAX_TOOL_CALLS, Grade, RewardTerms, TrainingStatus
+from ml_trainer_env.models import Grade, RewardTerms, TrainingStatus
 from ml_trainer_env.server.desk import words
 from ml_trainer_env.server.desk.story import Era, Story
 from ml_trainer_env.server.episode.played import Played
@@ -83,7 +83,7 @@ def summary(story: Story, *, busy: bool = False) -> str:
         f"<h2>{escape(story.task.title)}</h2>"
         f"<p>{escape(status.task_id)}, seed {story.seed}. {escape(story.task.aim)}</p></div>"
         f"{_signal(status, busy=busy)}</div>"
-        f"{_diverged(status)}{_budget(status)}{_tiles(status)}</section>"
+        f"{_diverged(status)}{_budget(story)}{_tiles(status)}</section>"
     )
 
 
@@ -108,12 +108,13 @@ def _diverged(status: TrainingStatus) -> str:
     )
 
 
-def _budget(status: TrainingStatus) -> str:
-    calls = MAX_TOOL_CALLS - status.tool_calls_left
+def _budget(story: Story) -> str:
+    status, most = story.status, story.task.tool_calls
+    calls = most - status.tool_calls_left
     return (
         '<div class="desk-budget">'
         + _bar("Epochs", status.current_epoch, status.max_epochs)
-        + _bar("Tool calls", calls, MAX_TOOL_CALLS)
+        + _bar("Tool calls", calls, most)
         + "</div>"
     )
 
@@ -165,6 +166,8 @@ def legend(story: Story | None, other: Story | None = None) -> str:
     )
     shown = "".join(f'<li><i class="{style}"></i>{name}</li>' for style, name in keys)
     shown += '<li><i class="desk-key-best">★</i>the epoch that is graded</li>'
+    if story and story.pool:
+        shown += '<li><i class="desk-key-pool"></i>validation of the recipes of the pool</li>'
     if other:
         shown += '<li><i class="desk-key-other"></i>dashed: the other record</li>'
     ruled = story.eras if story else ()
@@ -258,8 +261,23 @@ def grade(given: Grade) -> str:
         '<section class="desk-grade" aria-label="Grade"><div class="desk-score">'
         f"<small>final score</small><b>{given.score:.3f}</b><small>of 1</small></div>"
         f"<div><ul>{parts}</ul><dl>{shown}</dl>"
-        f"<p>{escape(given.explanation)}{by}</p></div></section>"
+        f"{_revealed(given)}<p>{escape(given.explanation)}{by}</p></div></section>"
     )
+
+
+def _revealed(given: Grade) -> str:
+    """What an instance had hidden."""
+    if not given.hidden:
+        return ""
+    facts = "".join(
+        f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_value(value))}</dd></div>"
+        for name, value in given.hidden.items()
+    )
+    return f'<h3>What was hidden</h3><dl class="desk-hidden">{facts}</dl>'
+
+
+def _value(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def remark(text: str) -> str:

@@ -66,12 +66,28 @@ def figure(story: Story, other: Story | None = None) -> Figure:
     budget = max(each.status.max_epochs for each in shown)
     right = min(budget, max(ROOM, math.ceil((last + 1) / ROOM) * ROOM)) + 0.5
     traces = [*_traces(other, faint=True), *_traces(story)] if other else _traces(story)
+    traces = [*_pool(story), *traces]
     bands, numbers = _eras(story.eras, right)
     losses, notes = _divergences(story.points)
     layout = _layout(shown, right)
     layout["shapes"] = [*bands, *losses]
     layout["annotations"] = [*_titles(), *numbers, *notes, *_graded_told(story)]
     return {"data": traces, "layout": layout}
+
+
+def _pool(story: Story) -> Iterator[Figure]:
+    """Faint, behind all else."""
+    for curve in story.pool:
+        yield {
+            "type": "scatter",
+            "yaxis": ACCURACY.axis,
+            "x": list(range(1, len(curve) + 1)),
+            "y": list(curve),
+            "mode": "lines",
+            "line": {"color": SHADE, "width": 1},
+            "opacity": 0.35,
+            "hoverinfo": "skip",
+        }
 
 
 def _traces(story: Story, *, faint: bool = False) -> list[Figure]:
@@ -252,6 +268,8 @@ def _range(shown: Sequence[Story], panel: Panel, otherwise: tuple[float, float])
         for point in each.points
         if (known := value(point)) is not None
     ]
+    if panel is ACCURACY:
+        values += [v for each in shown for curve in each.pool for v in curve if v is not None]
     if not values:
         return {"range": list(otherwise)}
     margin = max((max(values) - min(values)) * 0.09, 0.01)

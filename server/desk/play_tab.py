@@ -9,6 +9,7 @@ A mistake is answered beside the form that it was made in, and the form keeps wh
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ from ml_trainer_env.models import DEFAULT_TASK_ID, TrainingConfig
 from ml_trainer_env.server.desk import cards, form
 from ml_trainer_env.server.desk.board import Board, Shown
 from ml_trainer_env.server.desk.seats import Seat, Seats
+from ml_trainer_env.server.instances import TITLES
 from ml_trainer_env.server.session.places import NoPlace
 from ml_trainer_env.server.session.reset_options import DEFAULT_SEED
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError
+from ml_trainer_env.task_ids import FAMILIES, INSTANCES, SPLITS, Split
 
 log = logging.getLogger("uvicorn.error")
 
@@ -31,6 +34,9 @@ NOTHING = cards.empty(
     "shuffles, so what differs is what you do. Nothing is simulated: every point of the curves is "
     "an epoch of real training on this server.",
 )
+TASK_CHOICES = [(f"{task.title} · {key}", key) for key, task in TASKS.items()]
+TASK_CHOICES += [(f"{TITLES[family]} · drawn anew each time", family) for family in FAMILIES]
+
 STARTING = "Starting: the first episode after the server's start waits until the data is loaded."
 
 TRAINING = "Training. Stop ends it when the present epoch is over."
@@ -74,12 +80,24 @@ class PlayTab:
     def _begin_card(self) -> None:
         with self._card(1, "Episode"):
             self._task = gr.Radio(
-                choices=[(f"{task.title} · {key}", key) for key, task in TASKS.items()],
+                choices=TASK_CHOICES,
                 value=DEFAULT_TASK_ID,
                 label="Task",
                 elem_id="desk-task",
                 elem_classes="desk-rows",
             )
+            with gr.Row(elem_classes="desk-inline", visible=False) as self._instance:
+                self._split = gr.Dropdown(
+                    list(SPLITS),
+                    value=SPLITS[-1],
+                    label="Split",
+                    min_width=90,
+                    elem_id="desk-split",
+                )
+                self._index = gr.Number(0, label="Index", min_width=90, elem_id="desk-index")
+                self._surprise = gr.Button(
+                    "Surprise me", min_width=90, elem_id="desk-surprise-button"
+                )
             with gr.Row(elem_classes="desk-inline"):
                 self._seed = gr.Number(
                     DEFAULT_SEED, label="Seed", min_width=90, elem_id="desk-seed"
@@ -154,7 +172,9 @@ class PlayTab:
         def widgets(of: Sequence[form.Field]) -> list[Any]:
             return [field.widget for field in of]
 
-        on(self._start, self._do_begin, [self._task, self._seed])
+        on(self._start, self._do_begin, [self._task, self._split, self._index, self._seed])
+        self._task.change(_if_family, self._task, self._instance, **QUIET)
+        self._surprise.click(_surprise, self._split, self._index, **QUIET)
         on(self._apply, self._do_configure, widgets(self._config))
         on(self._train, self._do_train, widgets(self._run))
         on(self._adjust, self._do_adjust, widgets(self._rate))
@@ -163,7 +183,9 @@ class PlayTab:
         on(self._submit, self._do_submit)
         self._stop.click(self._do_stop, outputs=[self._stop], **QUIET)
 
-    async def _do_begin(self, request: gr.Request, task_id: str, seed: Any) -> AsyncIterator[Shown]:
+    async def _do_begin(
+        self, request: gr.Request, task_id: str, split: Any, index: Any, seed: Any
+    ) -> AsyncIterator[Shown]:
         visitor = _visitor(request)
         yield self._said("begin", cards.note(STARTING, "busy")) | {
             self._start: gr.update(interactive=False)
@@ -171,7 +193,8 @@ class PlayTab:
         seat = self._seats.seat(visitor)
 
         async def begin() -> str:
-            await seat.begin(task_id, seed)
+            place = {"split": split, "index": index} if task_id in FAMILIES else {}
+            await seat.begin(task_id=task_id, seed=seed, **place)
             return "Started. Next: apply a configuration."
 
         try:
@@ -309,6 +332,15 @@ class PlayTab:
             for field in fields
             if other != tool and _option(field.name) in given
         }
+
+
+def _if_family(task_id: str) -> Any:
+    return gr.update(visible=task_id in FAMILIES)
+
+
+def _surprise(split: Split) -> int:
+    """Any instance of the split."""
+    return secrets.randbelow(INSTANCES[split])
 
 
 def _option(argument: str) -> str:

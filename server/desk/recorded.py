@@ -15,7 +15,7 @@ from ml_trainer_env.agents import records
 from ml_trainer_env.agents.records import BadRecord, Called, Opened, Record, Remark
 from ml_trainer_env.server.desk.story import Story
 from ml_trainer_env.server.episode.played import Played
-from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.validation import ActionError
 
 MOST_LISTED = 500
@@ -66,7 +66,7 @@ def _moments(record: Record) -> list[Story]:
     """The stories of the submitted session, its forks' parents included up to the fork."""
     opening, moves = _line(record, record.end.session, len(record.lines))
     stories = [
-        Story(TASKS[record.header.task_id], record.header.seed, opening.status, (), ()),
+        Story(task_of(record.header.task_id), record.header.seed, opening.status, (), ()),
     ]
     for call, remark in moves:
         before = stories[-1]

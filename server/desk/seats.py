@@ -37,9 +37,9 @@ class Seat:
     def story(self) -> Story | None:
         return live(self.environment)
 
-    async def begin(self, task_id: str, seed: object) -> None:
-        """Start an episode. Also raises `NoPlace`."""
-        await self.environment.reset_async(task_id=task_id, seed=seed)  # pyright: ignore[reportArgumentType] - checked there
+    async def begin(self, **options: Any) -> None:
+        """Start an episode: what reset takes. Also raises `NoPlace`."""
+        await self.environment.reset_async(**options)
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> TrainingStatus:
         return await self.environment.call_async(tool, arguments)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ml_trainer_env.models import EpochPlan, EpochRecord, TrainingConfig, TrainingStatus
+from ml_trainer_env.server import instances
 from ml_trainer_env.server.desk import words
 from ml_trainer_env.server.episode.played import Played
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
@@ -44,6 +45,11 @@ class Story:
         """The epoch that would be graded; records of old task versions name the best one alone."""
         epoch = self.status.graded_epoch or self.status.best_val_epoch
         return next((point for point in self.points if point.epoch == epoch), None)
+
+    @property
+    def pool(self) -> Sequence[Sequence[float | None]]:
+        """How the pool's recipes did on this instance, epoch by epoch: known with the grade."""
+        return instances.pool_curves(self.task) if self.status.grade else ()
 
     @property
     def eras(self) -> tuple[Era, ...]:

@@ -4,8 +4,8 @@ Guarantees:
 - An action happens wholly or not at all. One that raises has changed nothing and cost nothing.
 - One action at a time: a second one is refused at once, while `get_training_status` always answers,
   with the last finished epoch of an action in progress.
-- At most `MAX_TOOL_CALLS` counted actions; the last one submits, unless it did so itself. The
-  final score is added to exactly one reward.
+- At most as many counted actions as the task allows; the last one submits, unless it did so itself.
+  The final score is added to exactly one reward.
 - Nothing here draws a random number or sets a global: training is asked of a runner, run by run.
 """
 
@@ -14,14 +14,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ml_trainer_env.models import (
     HISTORY_TAIL,
-    MAX_TOOL_CALLS,
     CurrentConfig,
-    EpochPlan,
     EpochRecord,
     EpochReport,
     Grade,
@@ -33,29 +31,12 @@ from ml_trainer_env.server import tasks
 from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.schedules import RunningSchedule, after_change
 from ml_trainer_env.server.episode.signals import convergence_signal
+from ml_trainer_env.server.episode.situation import Situation, plan
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker, Bell, Rings, never
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """Where an episode stands: all that an action reads and replaces."""
-
-    training: Run
-    config: TrainingConfig | None = None
-    schedule: RunningSchedule | None = None  # set together with config
-    is_diverged: bool = False  # the last epoch diverged, and nothing was changed since
-    calls: int = 0  # counted actions
-    epochs_shared: int = 0  # of training's epochs, those taken from another session's
-    attempt: int = 1  # of its session, on this task and seed
-    grade: Grade | None = None  # set at the end
-
-    @property
-    def epoch(self) -> int:
-        return self.training.epoch
 
 
 class Episode:
@@ -225,7 +206,7 @@ class Episode:
 
         asker = Asker(gone, who=self._who, bell=self._bell)
         reports: list[EpochReport] = []
-        plans = [_plan(now, epoch) for epoch in range(now.epoch, now.epoch + epochs)]
+        plans = [plan(now, epoch) for epoch in range(now.epoch, now.epoch + epochs)]
         with closing(self._runner.train(now.training, plans, asker)) as trained:
             for record, seconds, shared in trained:
                 reports.append(EpochReport(record=record, seconds=seconds, shared=shared))
@@ -249,11 +230,13 @@ class Episode:
     ) -> TrainingStatus:
         """Count the action, end the episode if that is due, and only then let it have happened."""
         after = replace(after, calls=after.calls + 1)
-        if submit or after.calls >= MAX_TOOL_CALLS:
+        if submit or after.calls >= self.task.tool_calls:
             grade = self._grade(after, by_agent=submit)
             after = replace(after, grade=grade)
             if not submit:
-                message += f"; call {MAX_TOOL_CALLS} was the last, the best model was submitted"
+                message += (
+                    f"; call {self.task.tool_calls} was the last, the best model was submitted"
+                )
             message += f"; final score {grade.score:.4f}"
         terms = rewards.step_reward(
             before.training.history,
@@ -268,14 +251,14 @@ class Episode:
         return status
 
     def _grade(self, now: Situation, *, by_agent: bool) -> Grade:
+        trained = now.training.best is not None
         grade = tasks.grade(
-            self.task, now.training.history, submitted_by="agent" if by_agent else "call_limit"
+            self.task,
+            now.training.history,
+            "agent" if by_agent else "call_limit",
+            self._runner.test_accuracy(now.training) if trained else None,
         )
-        grade = grade.model_copy(update={"attempt": now.attempt})
-        if grade.graded_epoch is None:
-            return grade
-        hidden = self._runner.test_accuracy(now.training)
-        return grade.model_copy(update={"hidden_test_accuracy": hidden})
+        return grade.model_copy(update={"attempt": now.attempt})
 
     def _require_configuration(self, now: Situation) -> tuple[TrainingConfig, RunningSchedule]:
         if now.config is None or now.schedule is None:
@@ -318,7 +301,7 @@ class Episode:
             convergence_signal=convergence_signal(history),
             is_diverged=now.is_diverged,
             current_config=_current_config(now),
-            tool_calls_left=MAX_TOOL_CALLS - now.calls,
+            tool_calls_left=self.task.tool_calls - now.calls,
             reward=terms.total,
             reward_terms=terms,
             done=now.grade is not None,
@@ -328,21 +311,6 @@ class Episode:
 
 def _accuracy(record: EpochRecord) -> float:
     return -1.0 if record.val_accuracy is None else record.val_accuracy
-
-
-def _plan(now: Situation, epoch: int) -> EpochPlan:
-    """What the epoch after `epoch` epochs uses, as things are. Needs a configuration."""
-    config, schedule = now.config, now.schedule
-    assert config is not None
-    assert schedule is not None
-    return EpochPlan(
-        optimizer=config.optimizer,
-        learning_rate=schedule.rate(epoch),
-        batch_size=config.batch_size,
-        weight_decay=config.weight_decay,
-        dropout=config.dropout,
-        augmentation=config.augmentation_strength if config.augmentation else 0.0,
-    )
 
 
 def _shown(now: Situation) -> EpochRecord | None:

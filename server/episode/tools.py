@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ml_trainer_env.models import (
-    MAX_TOOL_CALLS,
     EpochCount,
     LearningRate,
     Strength,
@@ -130,8 +129,8 @@ TOOLS: dict[str, ToolSpec] = {
         ),
         ToolSpec(
             "submit_model",
-            "Submit for final grading and end the episode. The checkpoint with the best "
-            f"validation accuracy is graded. Tool call {MAX_TOOL_CALLS} submits by itself.",
+            "Submit for final grading and end the episode. The checkpoint that is worth most on "
+            "validation is graded. The last tool call submits by itself.",
             NoArguments,
             lambda episode, given, stop: episode.submit_model(),
         ),

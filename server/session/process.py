@@ -53,7 +53,7 @@ def _once(make: Callable[[], T]) -> Callable[[], T]:
 def begin(engine: Engine, task: Task, seed: int) -> Run:
     """The untrained run. Raises `ActionError` for a task that is too large for a session."""
     allowed = settings.current().session_mb * _MB
-    needed = engine.state_bytes.get(task.network, 0)
+    needed = engine.state_bytes.get(task.workload.network, 0)
     if needed > allowed:
         raise ActionError(
             f"task_id: a session of {task.task_id} holds up to {needed / _MB:.1f} MB, and this "

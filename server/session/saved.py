@@ -31,12 +31,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ml_trainer_env.models import EpochRecord, TaskId, TrainingConfig
-from ml_trainer_env.server.episode.episode import Situation
+from ml_trainer_env.models import (
+    EpochRecord,
+    TrainingConfig,
+)
 from ml_trainer_env.server.episode.schedules import RunningSchedule
+from ml_trainer_env.server.episode.situation import Situation
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.runs import Run
-from ml_trainer_env.server.tasks import TASKS, Task
+from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown
+from ml_trainer_env.task_ids import TaskId
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +230,7 @@ def _digest(key: str) -> str:
 
 def _read_back(entry: _Entry, option: str, begin: Callable[[Task, int], Run]) -> Saved:
     """Raises `ActionError` where the same bits cannot come of it."""
-    task = TASKS[entry.task_id]
+    task = task_of(entry.task_id)
     training = begin(task, entry.seed)
     for record in entry.history:
         training = training.after(record)

@@ -24,8 +24,12 @@ from ml_trainer_env.agents.moves import COOLING
 from ml_trainer_env.agents.records import Called, Line, Opened
 from ml_trainer_env.agents.session import Connect, RemoteSession
 from ml_trainer_env.client import MLTrainerEnv
-from ml_trainer_env.models import TASK_IDS, EpochPlan, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    EpochPlan,
+    TrainingStatus,
+)
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 
 forks = pytest.mark.skipif(not hasattr(MLTrainerEnv, "fork"), reason="the server cannot fork yet")
 PLAYERS = [name for name in AGENTS if name not in ("llm", "pbt")]
@@ -57,7 +61,7 @@ def statuses(lines: list[Line]) -> Iterator[TrainingStatus]:
 
 
 @pytest.mark.parametrize("name", [*PLAYERS, pytest.param("pbt", marks=forks)])
-@pytest.mark.parametrize("task_id", TASK_IDS)
+@pytest.mark.parametrize("task_id", CLASSIC_IDS)
 def test_it_plays_to_its_one_submission_within_one_budget(
     name: str, task_id: TaskId, runner: FakeRunner
 ) -> None:
@@ -140,7 +144,7 @@ def reactions(
 
 def test_the_expert_opens_alike_on_every_task(runner: FakeRunner) -> None:
     openings = []
-    for task_id in TASK_IDS:
+    for task_id in CLASSIC_IDS:
         _, lines = played("expert", in_process(runner), task_id)
         (_, _, opening), *_ = moves(lines)
         openings.append({k: v for k, v in opening.items() if k != "warmup_epochs"})

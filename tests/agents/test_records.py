@@ -18,9 +18,9 @@ from ml_trainer_env.agents.curves import TensorBoardCurves
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.records import BadRecord, Called, Record, RecordWriter
 from ml_trainer_env.agents.session import RemoteSession
-from ml_trainer_env.models import TaskId
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.runtime.runner import Runner
+from ml_trainer_env.task_ids import TaskId
 
 
 def sessions(runner: Runner | FakeRunner) -> Callable[[], LocalSession]:

@@ -15,7 +15,7 @@ from command import run
 from live import children, eventually, free_port, is_running, listens
 
 from ml_trainer_env.agents.catalogue import AGENTS
-from ml_trainer_env.models import TASK_IDS
+from ml_trainer_env.task_ids import CLASSIC_IDS
 
 COMMANDS = ["demo", "serve", "mcp", "data fetch", "data status", "evaluate", "report", "replay"]
 
@@ -161,4 +161,4 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr.strip() == ""
-    assert all(name in done.stdout for name in (*AGENTS, *TASK_IDS)) or command == "--help"
+    assert all(name in done.stdout for name in (*AGENTS, *CLASSIC_IDS)) or command == "--help"

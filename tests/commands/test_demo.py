@@ -20,14 +20,13 @@ from ml_trainer_env.agents.scripted import RECIPES, scripted
 from ml_trainer_env.local_server import ServerError
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
-    TASK_IDS,
     EpochPlan,
-    TaskId,
     TrainingStatus,
 )
 from ml_trainer_env.server.episode import tools
 from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import WIDTH
 
 CLI = [sys.executable, "-m", "ml_trainer_env.cli"]
@@ -52,10 +51,10 @@ def played(task_id: TaskId, runner: FakeRunner) -> tuple[list[Move], list[Traini
 
 
 def test_there_is_a_recipe_for_every_task() -> None:
-    assert tuple(RECIPES) == TASK_IDS
+    assert tuple(RECIPES) == CLASSIC_IDS
 
 
-@pytest.mark.parametrize("task_id", TASK_IDS)
+@pytest.mark.parametrize("task_id", CLASSIC_IDS)
 def test_it_configures_its_recipe_trains_the_whole_budget_and_submits(
     task_id: TaskId, runner: FakeRunner
 ) -> None:
@@ -72,7 +71,7 @@ def test_it_configures_its_recipe_trains_the_whole_budget_and_submits(
     assert config.model_dump(exclude={"learning_rate_in_force"}) == RECIPES[task_id].model_dump()
 
 
-@pytest.mark.parametrize("task_id", TASK_IDS)
+@pytest.mark.parametrize("task_id", CLASSIC_IDS)
 def test_it_trains_in_pieces_that_one_can_watch(task_id: TaskId, runner: FakeRunner) -> None:
     moves, answers, _ = played(task_id, runner)
     assert len(moves) <= MAX_TOOL_CALLS
@@ -140,13 +139,13 @@ def test_importing_needs_no_more_than_a_client_has(module: str, unseen: tuple[st
 
 
 def test_all_tasks_are_played_over_the_wire(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.demo(TASK_IDS, 0, url) == 0
+    assert demo.demo(CLASSIC_IDS, 0, url) == 0
     out = capsys.readouterr().out
-    for task_id in TASK_IDS:
+    for task_id in CLASSIC_IDS:
         assert f"Grade of {task_id}" in out
-    assert out.count("submit_model: submitted; final score") == len(TASK_IDS)
-    assert out.count("Hidden-test accuracy 81.2%") == len(TASK_IDS)
-    assert len(re.findall(r"^Score \d\.\d+ = ", out, re.MULTILINE)) == len(TASK_IDS)
+    assert out.count("submit_model: submitted; final score") == len(CLASSIC_IDS)
+    assert out.count("Hidden-test accuracy 81.2%") == len(CLASSIC_IDS)
+    assert len(re.findall(r"^Score \d\.\d+ = ", out, re.MULTILINE)) == len(CLASSIC_IDS)
     for component in ("accuracy", "generalization", "efficiency", "stability"):
         assert component in out
     row = r"^\[[#.]+\] +(\d+)/(\d+) .* (?:improving|plateaued|warming_up) "
@@ -176,7 +175,7 @@ def test_a_divergence_is_shown(
 
 
 def test_a_server_that_is_not_there_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.demo(TASK_IDS, 0, "http://127.0.0.1:9") == 1
+    assert demo.demo(CLASSIC_IDS, 0, "http://127.0.0.1:9") == 1
     assert "demo failed: Failed to connect" in capsys.readouterr().out
 
 
@@ -187,7 +186,7 @@ def test_an_interruption_has_a_status_of_its_own(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "scripted", interrupted)
-    assert demo.demo(TASK_IDS, 0, url) == 130
+    assert demo.demo(CLASSIC_IDS, 0, url) == 130
     assert "interrupted" in capsys.readouterr().out
 
 
@@ -198,7 +197,7 @@ def test_a_server_that_does_not_start_is_a_failure(
         raise ServerError("no server today")
 
     monkeypatch.setattr(demo, "local_server", failing)
-    assert demo.demo(TASK_IDS, 0, None) == 1
+    assert demo.demo(CLASSIC_IDS, 0, None) == 1
     assert "demo failed: no server today" in capsys.readouterr().out
 
 
@@ -212,7 +211,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     done = subprocess.run([*CLI, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     scores = re.findall(r"Grade of (\w+): (\d\.\d+)", done.stdout)
-    assert [task_id for task_id, _ in scores] == list(TASK_IDS)
+    assert [task_id for task_id, _ in scores] == list(CLASSIC_IDS)
     assert all(float(score) > 0.5 for _, score in scores)
     [address] = re.findall(r"server: (\S+),", done.stdout)
     assert not listens(address)

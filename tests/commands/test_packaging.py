@@ -16,7 +16,7 @@ from openenv.validation.runtime.contracts import load_runtime_plan
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ml_trainer_env import models
+from ml_trainer_env.task_ids import CLASSIC_IDS
 
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 
@@ -156,8 +156,8 @@ def test_openenv_validate_passes_on_a_fresh_clone(tmp_path: Path) -> None:
 
 def test_manifest_declares_the_tasks_that_exist() -> None:
     raw = yaml.safe_load((ROOT / "openenv.yaml").read_text())
-    assert tuple(task["id"] for task in raw["tasks"]) == models.TASK_IDS
-    assert sum(manifest().capabilities.declared_task_count.values()) == len(models.TASK_IDS)
+    assert tuple(task["id"] for task in raw["tasks"]) == CLASSIC_IDS
+    assert sum(manifest().capabilities.declared_task_count.values()) == len(CLASSIC_IDS)
     assert raw["version"] == pyproject()["project"]["version"]
 
 
@@ -167,7 +167,7 @@ def test_validation_plan_only_calls_declared_tools() -> None:
     tools = [action["tool_name"] for action in plan.actions]
     assert set(tools) <= set(declared.capabilities.declared_tools)
     assert tools[-1] == "submit_model"
-    assert plan.reset.options["task_id"] in models.TASK_IDS
+    assert plan.reset.options["task_id"] in CLASSIC_IDS
 
 
 def test_readme_front_matter_makes_a_space() -> None:

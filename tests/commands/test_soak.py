@@ -20,8 +20,11 @@ from real import inline
 from states import small
 
 from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
-from ml_trainer_env.models import TASK_IDS, EpochPlan, TrainingStatus
-from ml_trainer_env.server import trainer
+from ml_trainer_env.models import (
+    EpochPlan,
+    TrainingStatus,
+)
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker
@@ -33,6 +36,7 @@ from ml_trainer_env.server.runtime.shared_data import share
 from ml_trainer_env.server.runtime.sharing import SharingRunner
 from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.session.saved import SavedEpisodes
+from ml_trainer_env.task_ids import CLASSIC_IDS
 
 SESSIONS = 24
 EVERY = 8  # epochs between two kills
@@ -49,7 +53,7 @@ def moves(number: int) -> list[Any]:
 def play(number: int, runner: Runner, vanish_after: int | None = None) -> TrainingStatus | None:
     """The graded status; None when the client vanished in the middle of that move."""
     env = MLTrainerEnvironment(runner, saved=SavedEpisodes())
-    env.reset(task_id=TASK_IDS[number % len(TASK_IDS)], seed=number % 6)
+    env.reset(task_id=CLASSIC_IDS[number % len(CLASSIC_IDS)], seed=number % 6)
     status = None
     for step, (tool, arguments) in enumerate(moves(number)):
         if step == vanish_after:
@@ -104,7 +108,7 @@ class KillingRunner(SliceRunner):
 @pytest.mark.slow
 def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(1)
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
     vanishing = {number: chance.randrange(6) for number in range(0, SESSIONS, 5)}
     workers, alone = KillingRunner(chance), inline()
     runner = SharingRunner(workers, Records(), verify=0.1)

@@ -34,7 +34,7 @@ def seats(runner: FakeRunner, places: Places[MLTrainerEnvironment]) -> Seats:
 
 async def ready(seats: Seats, visitor: str = "me") -> Seat:
     seat = seats.seat(visitor)
-    await seat.begin("easy_mnist", 0)
+    await seat.begin(task_id="easy_mnist", seed=0)
     await seat.call("configure_training", {})
     return seat
 

@@ -18,7 +18,8 @@ from states import small
 
 from ml_trainer_env.agents.moves import configure, run
 from ml_trainer_env.client import MLTrainerEnv
-from ml_trainer_env.server import settings, trainer
+from ml_trainer_env.server import settings
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.runtime import cores as lending
 from ml_trainer_env.server.runtime.asking import Asker, QueueFull
@@ -91,7 +92,7 @@ def test_whoever_was_served_before_is_queued_and_grading_always_is() -> None:
 def test_a_refused_training_changed_nothing_and_cost_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
     runner = inline(cores=1, max_waiting=0)
     player = Player(runner=runner)
     player.do(configure(), run(1))
@@ -111,7 +112,7 @@ def test_a_refused_training_changed_nothing_and_cost_nothing(
 def test_a_training_of_many_epochs_comes_to_its_end_however_long_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
     monkeypatch.setattr(lending, "SLICE", 0.0)  # of the shortest turns, an epoch each
     runner = inline(cores=1, max_waiting=1)
     players = [Player(runner=runner) for _ in range(2)]
@@ -129,7 +130,7 @@ def test_a_training_of_many_epochs_comes_to_its_end_however_long_the_queue(
 def test_no_state_of_a_session_weighs_more_than_is_said(
     monkeypatch: pytest.MonkeyPatch, task_id: Any
 ) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
     runner = inline()
     adam = configure(optimizer="adam", learning_rate=0.01)
     training = Player(task_id, runner).do(adam, run(3)).tensors
@@ -137,14 +138,14 @@ def test_no_state_of_a_session_weighs_more_than_is_said(
     tensors = {id(t): t for each in kept for t in (each.weights, each.statistics)}
     tensors |= {id(t): t for t in training.moments}
     weight = sum(tensor.nbytes for tensor in tensors.values())
-    assert weight <= runner.engine().state_bytes[TASKS[task_id].network] <= 64 * 2**20
+    assert weight <= runner.engine().state_bytes[TASKS[task_id].workload.network] <= 64 * 2**20
 
 
 def test_a_task_that_is_too_large_for_a_session_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(settings, "current", lambda: Settings(session_mb=4))
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
     env = MLTrainerEnvironment(inline())
     env.reset(task_id="easy_mnist")
     before = env.state

@@ -24,11 +24,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from ml_trainer_env import MLTrainerEnv
-from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS
+from ml_trainer_env.models import MAX_TOOL_CALLS
 from ml_trainer_env.server import app
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
+from ml_trainer_env.task_ids import CLASSIC_IDS
 from ml_trainer_env.variables import SettingsError
 
 
@@ -140,14 +141,14 @@ def test_the_task_api_over_http(url: str) -> None:
     (split,) = httpx.get(base + "/splits").json()
     body = {"split": split["name"]}
     tasks = httpx.post(base + "/tasks", json=body).json()["tasks"]
-    assert [task["id"] for task in tasks] == list(TASK_IDS)
+    assert [task["id"] for task in tasks] == list(CLASSIC_IDS)
     assert httpx.post(base + "/num_tasks", json=body).json() == {"num_tasks": 3}
     assert httpx.post(base + "/task", json={**body, "index": 1}).json()["task"] == tasks[1]
     assert httpx.post(base + "/task", json={**body, "index": 3}).status_code == 400
     assert httpx.post(base + "/tasks", json={"split": "test"}).status_code == 422
     with socket_to(url) as socket:
         ask(socket, {"type": "reset", "data": {"split": split["name"], "index": 2}})
-        assert ask(socket, {"type": "state"})["data"]["task_id"] == TASK_IDS[2]
+        assert ask(socket, {"type": "state"})["data"]["task_id"] == CLASSIC_IDS[2]
 
 
 def test_a_refused_reset_leaves_the_session_working(url: str) -> None:

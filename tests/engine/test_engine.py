@@ -26,7 +26,7 @@ import torch
 
 from ml_trainer_env.models import EpochPlan, Optimizer
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.engine import fingerprint
+from ml_trainer_env.server.engine import fingerprint, varied
 from ml_trainer_env.server.engine.inputs import EpochInputs
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.engine.team import SERIAL, Team
@@ -62,7 +62,7 @@ def small(dataset: str) -> Resident:
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
 
 
 def plan(optimizer: Optimizer = "adam", **changes: Any) -> EpochPlan:
@@ -127,7 +127,7 @@ def matrix_digest(training: tuple[str, Optimizer]) -> str:
 def alone() -> dict[str, str]:
     """The digest of each training of the matrix, run by itself on one thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "resident", small)
+        patch.setattr(varied, "resident", small)
         return {"/".join(training): matrix_digest(training) for training in MATRIX}
 
 
@@ -186,7 +186,7 @@ def test_other_processes_with_other_threads_give_the_same_bits(alone: dict[str, 
 def test_a_whole_epoch_of_the_real_size(
     monkeypatch: pytest.MonkeyPatch, threads: int, whole: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(trainer, "resident", resident)
+    monkeypatch.setattr(varied, "resident", resident)
     team = Team(threads)
     assert digest(advance(begin(), plan(), team)) == whole()
     team.close()
@@ -442,5 +442,5 @@ def test_bf16_is_a_training_of_its_own(task_id: str) -> None:
 
 
 if __name__ == "__main__":
-    trainer.resident = small
+    varied.resident = small
     print(json.dumps({"/".join(training): matrix_digest(training) for training in MATRIX}))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ml_trainer_env.models import EpochPlan, Optimizer
 from ml_trainer_env.server import models_nn, trainer
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.engine.inputs import EpochInputs
 from ml_trainer_env.server.engine.resident import Resident, Rows, resident
 from ml_trainer_env.server.models_nn import NETWORKS, ConvNet, Mlp, unflatten
@@ -54,7 +55,7 @@ small = cache(cut)
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
 
 
 def plan(optimizer: Optimizer = "sgd", **changes: Any) -> EpochPlan:
@@ -259,7 +260,7 @@ def test_the_gradient_is_the_sum_over_the_shards(
     monkeypatch: pytest.MonkeyPatch, task_id: str, shards: int
 ) -> None:
     """After one step of sgd its momentum is the gradient. Seed 2: no unit on its ReLU's edge."""
-    monkeypatch.setattr(trainer, "resident", lambda name: cut(name, BATCH))
+    monkeypatch.setattr(varied, "resident", lambda name: cut(name, BATCH))
     work = replace(begin(task_id).run.workload, shards=shards)
     start, each = trainer.start(work, 2), plan(weight_decay=0)
     loop = PlainLoop(start, each, train=BATCH)

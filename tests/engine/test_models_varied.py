@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 
 from ml_trainer_env.models import EpochPlan
-from ml_trainer_env.server import models_nn
+from ml_trainer_env.server import models_nn, models_varied
 from ml_trainer_env.server.engine.optimizers import update
-from ml_trainer_env.server.models_varied import Activation, VariedMlp
+from ml_trainer_env.server.models_nn import Network
+from ml_trainer_env.server.models_varied import HEAVIEST, Multiplied, VariedMlp
+from ml_trainer_env.server.variations import (
+    CHANNELS,
+    DEPTHS,
+    WIDTHS,
+    Activation,
+    CnnShape,
+    MlpShape,
+)
 
 IMAGES, BATCH, INPUTS = 12, 32, 20
 MULTIPLIERS = (0.02, 1.0, 50.0)
@@ -21,11 +30,11 @@ every_activation = pytest.mark.parametrize("activation", ["relu", "tanh"])
 every_multiplier = pytest.mark.parametrize("multiplier", MULTIPLIERS)
 
 
-def network(depth: int = 2, activation: Activation = "relu", multiplier: float = 1.0) -> VariedMlp:
-    return VariedMlp(INPUTS, 16, depth, activation, multiplier)
+def network(depth: int = 2, activation: Activation = "relu", multiplier: float = 1.0) -> Multiplied:
+    return Multiplied(VariedMlp(INPUTS, 16, depth, activation), multiplier)
 
 
-def initial(of: VariedMlp) -> Tensor:
+def initial(of: Multiplied) -> Tensor:
     """With biases that are not 0, so that a forgotten one shows."""
     weights = models_nn.initial_weights(of, torch.Generator().manual_seed(0))
     noise = torch.randn(len(weights), generator=torch.Generator().manual_seed(1))
@@ -38,20 +47,22 @@ def batch() -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 10, (IMAGES,), generator=generator)
 
 
-def masks_for(of: VariedMlp) -> Tensor:
+def masks_for(of: Network) -> Tensor:
     kept = torch.rand(IMAGES, of.dropout_units, generator=torch.Generator().manual_seed(3)) < 0.7
     return kept / 0.7
 
 
-def plain(of: VariedMlp, leaves: Sequence[Tensor], images: Tensor, masks: Tensor | None) -> Tensor:
+def plain(of: Multiplied, leaves: Sequence[Tensor], images: Tensor, masks: Tensor | None) -> Tensor:
     """The network as one would write it down, in double precision."""
+    inner = of.network
+    assert isinstance(inner, VariedMlp)
     x = images.double().flatten(1)
     *hidden, last = zip(leaves[::2], leaves[1::2], strict=True)
     for number, (weight, bias) in enumerate(hidden):
         x = x @ (of.multiplier * weight).t() + of.multiplier * bias
-        x = torch.relu(x) if of.activation == "relu" else torch.tanh(x)
+        x = torch.relu(x) if inner.activation == "relu" else torch.tanh(x)
         if masks is not None:
-            x = x * masks[:, number * of.width : (number + 1) * of.width]
+            x = x * masks[:, number * inner.width : (number + 1) * inner.width]
     return x @ (of.multiplier * last[0]).t() + of.multiplier * last[1]
 
 
@@ -117,3 +128,53 @@ def test_the_good_rate_moves_with_the_multiplier(
         update(plan, [weights], [torch.cat(gradients.gradients)], moments, 0)
         reached.append(of.replica(weights, torch.zeros(0)).logits(images))
     torch.testing.assert_close(*reached, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_multiplied_cnn_steps_as_the_plain_one_at_the_rate_times_s(
+    batch_norm: bool, dropout: bool
+) -> None:
+    """With SGD, whose good rate moves by s^2, nothing else may differ."""
+    multiplier, image = 8.0, (1, 28, 28)
+    reached: list[Tensor] = []
+    for s in (1.0, multiplier):
+        of = models_varied.network(CnnShape(8, batch_norm), image, s)
+        weights = models_nn.initial_weights(of, torch.Generator().manual_seed(0))
+        statistics = models_nn.initial_statistics(of)
+        images = torch.randn(IMAGES, *image, generator=torch.Generator().manual_seed(2))
+        masks = masks_for(of) if dropout else None
+        labels = torch.arange(IMAGES) % 10
+        replica = of.replica(weights, statistics)
+        gradients = replica.gradient(images, labels, masks, IMAGES).gradients
+        weights -= 0.05 / s**2 * torch.cat(gradients)
+        reached.append(replica.logits(images))
+    torch.testing.assert_close(*reached, rtol=1e-3, atol=1e-3)
+
+
+def test_a_cnn_without_batch_norm_has_biases_and_no_statistics() -> None:
+    plain, normed = (
+        models_varied.network(CnnShape(8, norm), (3, 32, 32), 1.0) for norm in (False, True)
+    )
+    assert plain.norm_widths == ()
+    assert len(normed.norm_widths) == 3
+    assert len(normed.parameters) == len(plain.parameters) + 3  # a gain for each
+
+
+def test_the_heaviest_networks_are_the_heaviest() -> None:
+    every = {
+        "varied_mlp": [
+            models_varied.network(MlpShape(width, depth, "relu"), (1, 14, 14), 1.0)
+            for width in WIDTHS
+            for depth in DEPTHS
+        ],
+        "varied_cnn": [
+            models_varied.network(CnnShape(channels, norm), image, 1.0)
+            for channels in CHANNELS
+            for norm in (False, True)
+            for image in ((1, 14, 14), (3, 16, 16))
+        ],
+    }
+    for name, heaviest in HEAVIEST.items():
+        most = max(sum(p.size for p in of.parameters) for of in every[name])
+        assert sum(p.size for p in heaviest.parameters) == most

@@ -21,10 +21,11 @@ from ml_trainer_env.benchmarks.calibrate import (
     score,
     winner,
 )
-from ml_trainer_env.models import TASK_IDS, TaskId, TrainingConfig
+from ml_trainer_env.models import TrainingConfig
 from ml_trainer_env.server.episode.rewards import step_reward
 from ml_trainer_env.server.models_nn import NETWORKS
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 
 # What the naive run of a common language model should earn.
 NAIVE_RANGE: dict[TaskId, tuple[float, float]] = {
@@ -34,7 +35,7 @@ NAIVE_RANGE: dict[TaskId, tuple[float, float]] = {
 }
 REFERENCE = 0.95
 
-every_task = pytest.mark.parametrize("task_id", TASK_IDS)
+every_task = pytest.mark.parametrize("task_id", CLASSIC_IDS)
 
 
 def runs(task_id: TaskId, stage: Stage) -> list[Run]:
@@ -49,7 +50,7 @@ def scores(task_id: TaskId, stage: Stage) -> list[float]:
 def test_the_runs_are_of_this_network_and_this_budget(task_id: TaskId) -> None:
     task = TASKS[task_id]
     for run in recorded(task_id):
-        assert run.network == str(NETWORKS[task.network])
+        assert run.network == str(NETWORKS[task.workload.network])
         assert len(run.val_accuracy) == task.max_epochs
 
 

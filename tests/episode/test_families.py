@@ -1,4 +1,4 @@
-"""Instances: pure functions of split and index, as varied as their ranges, held-out ones apart."""
+"""Instances: pure functions of their ids, as varied as their ranges, held-out ones apart."""
 
 from __future__ import annotations
 
@@ -6,32 +6,69 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import islice
 
 import pytest
 
+from ml_trainer_env.models import TrainingConfig
 from ml_trainer_env.server.families import (
     HELD_OUT_FROM,
-    INSTANCES,
     NOISY_FROM,
-    SPLITS,
+    RANGES,
     Draw,
     Instance,
-    Split,
+    candidate,
+    candidates,
     held_out,
-    instance,
+)
+from ml_trainer_env.server.tasks import Inherited
+from ml_trainer_env.server.variations import CHANNELS, DEPTHS, WIDTHS, CnnShape, MlpShape, Variation
+from ml_trainer_env.task_ids import (
+    FAMILIES,
+    INSTANCES,
+    SPLITS,
+    Family,
+    InstanceId,
+    Split,
+    instances,
 )
 
-MANY = [instance("train", index) for index in range(1000, 3000)]
+WRITTEN_OUT = Instance(
+    dataset="fashion_mnist",
+    budget=20,
+    start="annealed",
+    inherited=Inherited(
+        TrainingConfig(optimizer="adamw", learning_rate=0.0023, lr_schedule="cosine"), epochs=7
+    ),
+    variation=Variation(
+        name="varied_mlp/eval/40#7",
+        images=1000,
+        pooling=2,
+        shape=MlpShape(width=16, depth=2, activation="relu"),
+        multiplier=0.0433,
+        label_noise=0.4,
+        shift="moved",
+    ),
+)
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def everything() -> dict[tuple[Split, int], Instance]:
-    return {(split, i): instance(split, i) for split in SPLITS for i in range(INSTANCES[split])}
+def many(family: Family) -> list[Instance]:
+    return [candidate(InstanceId(family, "train", index), 0) for index in range(1000, 2500)]
+
+
+def everything() -> dict[InstanceId, Instance]:
+    ids = [each for family in FAMILIES for split in SPLITS for each in instances(family, split)]
+    return {each: candidate(each, 0) for each in ids}
 
 
 def test_an_instance_is_the_same_in_another_process_and_order() -> None:
     program = (
-        "from ml_trainer_env.server.families import *\n"
-        "print([instance(s, i) for s in reversed(SPLITS) for i in reversed(range(INSTANCES[s]))])"
+        "from ml_trainer_env.server.families import candidate\n"
+        "from ml_trainer_env.task_ids import FAMILIES, SPLITS, instances\n"
+        "print([candidate(i, 0) for f in reversed(FAMILIES) for s in reversed(SPLITS)\n"
+        "       for i in reversed(instances(f, s))])"
     )
     other = os.environ | {"PYTHONHASHSEED": "7"}
     told = subprocess.run(
@@ -43,55 +80,84 @@ def test_an_instance_is_the_same_in_another_process_and_order() -> None:
 def test_an_instance_does_not_change_with_versions_of_python_or_libraries() -> None:
     """Written out: a change here is a new version of the family."""
     assert Draw("place").uniform("name") == 0.011304018326436571
-    assert instance("eval", 40) == Instance(
-        dataset="fashion_mnist",
-        images=1150,
-        width=128,
-        depth=2,
-        activation="relu",
-        max_epochs=28,
-        start="annealed",
-        multiplier=0.0207,
-        label_noise=0.4,
-        moved=True,
-    )
+    assert candidate(InstanceId("varied_mlp", "eval", 40), 0) == WRITTEN_OUT
+
+
+def test_a_later_candidate_is_another_instance() -> None:
+    of = InstanceId("varied_mlp", "eval", 3)
+    first, second, third = islice(candidates(of), 3)
+    assert len({first, second, third}) == 3
+    assert candidate(of, 2) == third
 
 
 def test_no_two_instances_are_alike() -> None:
-    assert len(set(everything().values())) == sum(INSTANCES.values())
+    names = {each.variation.name for each in everything().values()}
+    assert len(names) == len(FAMILIES) * sum(INSTANCES.values())
 
 
+@every_family
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_only_eval_has_the_combinations_that_are_held_out(split: Split) -> None:
-    assert not any(any(held_out(instance(split, i))) for i in range(INSTANCES[split]))
+def test_only_eval_has_the_combinations_that_are_held_out(family: Family, split: Split) -> None:
+    for of in instances(family, split):
+        assert not any(any(held_out(each)) for each in islice(candidates(of), 3))
 
 
-def test_half_of_eval_has_one_of_them_each_as_often() -> None:
-    ordinary = [instance("eval", i) for i in range(HELD_OUT_FROM)]
+@every_family
+def test_half_of_eval_has_one_of_them_each_as_often(family: Family) -> None:
+    ids = instances(family, "eval")
+    ordinary = [candidate(of, 0) for of in ids[:HELD_OUT_FROM]]
     assert not any(any(held_out(each)) for each in ordinary)
-    apart = [held_out(instance("eval", i)) for i in range(HELD_OUT_FROM, INSTANCES["eval"])]
+    apart = [held_out(candidate(of, 0)) for of in ids[HELD_OUT_FROM:]]
     assert len(apart) == 24
     assert all(sum(each[kind] for each in apart) >= 8 for kind in range(3))
 
 
-def test_every_range_is_drawn_from_end_to_end() -> None:
-    assert {each.dataset for each in MANY} == {"mnist", "fashion_mnist"}
-    assert {each.width for each in MANY} == {16, 64, 128}
-    assert {each.depth for each in MANY} == {1, 2, 3}
-    assert {each.label_noise for each in MANY} == {0.0, 0.2, 0.4}
-    assert {each.moved for each in MANY} == {True, False}
-    assert {each.max_epochs for each in MANY} == set(range(16, 37))
-    assert 500 <= min(each.images for each in MANY) < 550
-    assert 2400 < max(each.images for each in MANY) <= 2500
-    assert 0.02 <= min(each.multiplier for each in MANY) < 0.022
-    assert 45 < max(each.multiplier for each in MANY) <= 50
+@every_family
+def test_every_range_is_drawn_from_end_to_end(family: Family) -> None:
+    found, ranges = many(family), RANGES[family]
+    of = [each.variation for each in found]
+    assert {each.dataset for each in found} == set(ranges.datasets)
+    assert {each.budget for each in found} == set(range(ranges.epochs[0], ranges.epochs[1] + 1))
+    assert {each.label_noise for each in of} == {0.0, 0.2, 0.4}
+    assert {each.shift for each in of} == {"none", ranges.shift}
+    least, most = ranges.images
+    assert least <= min(each.images for each in of) < 1.1 * least
+    assert 0.95 * most < max(each.images for each in of) <= most
+    low, high = ranges.multiplier
+    assert low <= min(each.multiplier for each in of) < 1.1 * low
+    assert 0.9 * high < max(each.multiplier for each in of) <= high
+    assert {each.shape for each in of} == {
+        "varied_mlp": {
+            MlpShape(width, depth, activation)
+            for width in WIDTHS
+            for depth in DEPTHS
+            for activation in ("relu", "tanh")
+        },
+        "varied_cnn": {CnnShape(width, norm) for width in CHANNELS for norm in (False, True)},
+    }[family]
 
 
-def test_choices_come_as_often_as_they_should() -> None:
-    starts = Counter(each.start for each in MANY)
-    assert 0.55 < starts["fresh"] / len(MANY) < 0.65
-    assert all(count > 0.03 * len(MANY) for count in starts.values())
-    assert all(each.label_noise < 0.4 for each in MANY if each.images < NOISY_FROM)
+@every_family
+def test_choices_come_as_often_as_they_should(family: Family) -> None:
+    found = many(family)
+    starts = Counter(each.start for each in found)
+    assert 0.55 < starts["fresh"] / len(found) < 0.7
+    assert len(starts) == 6
+    assert all(count > 0.03 * len(found) for count in starts.values())
+    noises = [each.variation.label_noise for each in found if each.variation.images < NOISY_FROM]
+    assert all(noise < 0.4 for noise in noises)
+
+
+@every_family
+def test_what_was_inherited_does_not_tell_the_multiplier(family: Family) -> None:
+    """Of runs with the same start, the rate times the multiplier goes over a decade."""
+    by_start: dict[str, list[float]] = {}
+    for each in many(family):
+        assert (each.inherited is None) == (each.start == "fresh")
+        if each.inherited:
+            usual = each.inherited.config.learning_rate * each.variation.multiplier
+            by_start.setdefault(each.start, []).append(usual)
+    assert all(max(rates) > 8 * min(rates) for rates in by_start.values())
 
 
 def test_a_choice_is_not_changed_by_what_else_is_drawn() -> None:
@@ -100,9 +166,3 @@ def test_a_choice_is_not_changed_by_what_else_is_drawn() -> None:
     assert one.uniform("width") == other.uniform("width")
     assert one.uniform("width") != one.uniform("depth")
     assert Draw("there").uniform("width") != one.uniform("width")
-
-
-@pytest.mark.parametrize(("split", "index"), [("train", 200), ("validation", 24), ("eval", 1000)])
-def test_an_index_that_does_not_exist_is_refused(split: Split, index: int) -> None:
-    with pytest.raises(ValueError, match="index"):
-        instance(split, index)

@@ -11,8 +11,8 @@ from ml_trainer_env.agents import catalogue
 from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.records import Ended
-from ml_trainer_env.models import TaskId
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.task_ids import TaskId
 
 
 def played(name: str, task_id: TaskId, seed: int = 0) -> Ended:

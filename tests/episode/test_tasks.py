@@ -10,9 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import accuracies, curve, diverged, finished, histories
 
-from ml_trainer_env.models import TASK_IDS, EpochRecord, Grade
+from ml_trainer_env.models import (
+    EpochRecord,
+    Grade,
+)
 from ml_trainer_env.server.runs import Scale
 from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint, grade, utility
+from ml_trainer_env.task_ids import CLASSIC_IDS
 
 # The formulas are checked on scales of round numbers; the frozen ones are data.
 UNIT = Scale(low=0.0, high=1.0)
@@ -73,14 +77,18 @@ def test_the_table(
     weights: dict[str, float],
 ):
     task = TASKS[task_id]
-    assert (task.task_id, task.title, task.network) == (task_id, title, network)
-    assert (task.dataset, task.shards, task.max_epochs) == (dataset, shards, max_epochs)
+    assert (task.task_id, task.title, task.workload.network) == (task_id, title, network)
+    assert (task.workload.dataset, task.workload.shards, task.max_epochs) == (
+        dataset,
+        shards,
+        max_epochs,
+    )
     assert dict(task.weights) == weights
     assert 0 < task.scale.low < task.scale.high < 1
 
 
 def test_the_table_holds_every_task_in_order():
-    assert tuple(TASKS) == TASK_IDS
+    assert tuple(TASKS) == CLASSIC_IDS
 
 
 def test_the_easy_scale_is_the_specified_one():

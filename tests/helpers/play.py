@@ -12,10 +12,14 @@ from ml_trainer_env.agents import catalogue
 from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.records import RecordWriter
-from ml_trainer_env.models import EpochPlan, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    EpochPlan,
+    TrainingStatus,
+)
 from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.wire import ToolObservation
 
 

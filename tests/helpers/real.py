@@ -11,7 +11,10 @@ import torch
 from openenv.core.env_server.mcp_types import CallToolAction
 
 from ml_trainer_env.agents.moves import Move
-from ml_trainer_env.models import Grade, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    Grade,
+    TrainingStatus,
+)
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.runs import Run
@@ -21,6 +24,7 @@ from ml_trainer_env.server.runtime.inline import Inline
 from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
 from ml_trainer_env.server.runtime.states import States
 from ml_trainer_env.server.trainer import TrainingState
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.wire import StatusObservation, ToolObservation
 
 ROOMY = 2 * 10**8  # bytes

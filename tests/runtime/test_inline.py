@@ -16,6 +16,7 @@ from states import begin, small, value
 
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.engine.team import Team
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime import state_files
@@ -31,7 +32,7 @@ PLANS = [PLAN, plan(0.01), PLAN]
 
 @pytest.fixture(autouse=True)
 def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
 
 
 def advanced(state: TrainingState, plans: list[EpochPlan]) -> TrainingState:

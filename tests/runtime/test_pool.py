@@ -21,6 +21,7 @@ from states import begin, small, value
 from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server import runs, trainer
 from ml_trainer_env.server.datasets import DatasetUnavailable
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.engine.resident import resident
 from ml_trainer_env.server.runs import Run, Scale, Workload
 from ml_trainer_env.server.runtime import pool as pool_module
@@ -44,7 +45,7 @@ def shared_pool() -> Iterator[Pool]:
 
 @pytest.fixture(autouse=True)
 def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
 
 
 # The same bits --------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ pool.close()
 
 
 def test_it_loads_no_torch_and_a_worker_loads_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "resident", resident)
+    monkeypatch.setattr(varied, "resident", resident)
     ended = subprocess.run(
         [sys.executable, "-c", ASKING, PLAN.model_dump_json()],
         capture_output=True,

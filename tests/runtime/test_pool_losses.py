@@ -21,7 +21,7 @@ from live import eventually, is_running
 from pools import advanced, over, trained, workers_of
 from states import begin, small
 
-from ml_trainer_env.server import trainer
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.runtime import pool as pool_module
 from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool
@@ -39,7 +39,7 @@ def pool() -> Iterator[Pool]:
 
 @pytest.fixture(autouse=True)
 def _little_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
 
 
 # Killed ---------------------------------------------------------------------------------------

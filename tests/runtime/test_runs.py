@@ -18,6 +18,7 @@ from strategies import diverged, finished, histories
 
 from ml_trainer_env.models import BatchSize, EpochPlan, EpochRecord, Optimizer
 from ml_trainer_env.server import runs, trainer
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.runs import Engine, Run, Scale, Workload
 from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, metrics_of, record
 from ml_trainer_env.server.tasks import TASKS
@@ -55,7 +56,7 @@ def test_the_key_is_the_hash_of_all_that_went_into_it() -> None:
 def test_the_engine_trains_the_run_that_was_begun(
     monkeypatch: pytest.MonkeyPatch, task_id: str
 ) -> None:
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
     state = begin_training(task_id, 3)
     run = runs.begin(state.run.workload, 3, trainer.engine())
     assert state.run == run

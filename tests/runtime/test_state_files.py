@@ -14,6 +14,7 @@ from states import begin, lineage, small, trained, untrained, value
 
 from ml_trainer_env.models import EpochPlan, Optimizer
 from ml_trainer_env.server import trainer
+from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.runtime import state_files
 from ml_trainer_env.server.runtime.state_files import UnreadableState
 from ml_trainer_env.server.runtime.states import SUFFIX
@@ -72,7 +73,7 @@ def test_a_training_goes_on_from_a_file_as_if_it_had_not_been_one(
     monkeypatch: pytest.MonkeyPatch, task_id: str, optimizer: Optimizer
 ) -> None:
     """Better epochs, a worse one, and one that diverged: after each of them."""
-    monkeypatch.setattr(trainer, "resident", small)
+    monkeypatch.setattr(varied, "resident", small)
     rates = [0.01, 0.002, 0.3, 1e9, 0.001]
     state = kept = begin(task_id, 3)
     for rate in rates:

@@ -8,15 +8,16 @@ import pytest
 from fakes import begin
 from play import call, trained
 
-from ml_trainer_env.models import MAX_SEED, TASK_IDS
+from ml_trainer_env.models import MAX_SEED
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError, InvalidArguments
+from ml_trainer_env.task_ids import CLASSIC_IDS, SPLITS, listed
 
 # Reset ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task_id", TASK_IDS)
+@pytest.mark.parametrize("task_id", CLASSIC_IDS)
 def test_reset_begins_the_task_that_was_asked_for(env: MLTrainerEnvironment, task_id: str) -> None:
     observation = env.reset(task_id=task_id, seed=MAX_SEED, episode_id="mine")
     assert TASKS[task_id].goal in observation.status.message
@@ -60,9 +61,20 @@ def test_reset_gives_the_engine_the_seed(env: MLTrainerEnvironment) -> None:
         ({"episode_id": 3}, "episode_id: must be a string"),
         ({"task": "easy_mnist"}, '"task": unknown; reset takes seed, episode_id, task_id'),
         ({"self": 1}, '"self": unknown'),
-        ({"split": "test", "index": 0}, 'split: must be "train"'),
+        ({"split": "test", "index": 0}, 'split: must be one of "train", "validation", "eval"'),
         ({"split": "train"}, "index: is required with split"),
-        ({"split": "train", "index": 3}, "index: must be a whole number with 0 <= index <= 2"),
+        ({"split": "train", "index": 403}, "index: must be 0 to 402 in train"),
+        ({"split": "eval", "index": 96}, "index: must be 0 to 95 in eval"),
+        ({"split": "eval", "index": -1}, "index: must be a whole number with 0 <= index"),
+        ({"task_id": "varied_mlp"}, "index: is required with varied_mlp"),
+        ({"task_id": "varied_mlp", "index": 200}, "index: must be 0 to 199 in train, or from 1000"),
+        (
+            {"task_id": "varied_cnn", "split": "validation", "index": 24},
+            "index: must be 0 to 23 in validation",
+        ),
+        ({"task_id": "varied_mlp/eval/48"}, 'or like "varied_mlp/eval/7"'),
+        ({"task_id": "varied_mlp/train/0200"}, "task_id: must be one of"),
+        ({"task_id": "varied_mlp/eval/7", "index": 7}, "task_id: give either"),
         ({"task_id": "easy_mnist", "index": 0}, "task_id: give either"),
     ],
 )
@@ -125,20 +137,25 @@ def test_a_closed_session_refuses(env: MLTrainerEnvironment) -> None:
 
 
 def test_the_task_api_lists_the_tasks(env: MLTrainerEnvironment) -> None:
-    (split,) = env.list_splits()
-    cards = env.list_tasks(split)
-    assert [card["id"] for card in cards] == list(TASK_IDS)
-    assert env.num_tasks(split) == len(TASK_IDS)
-    assert [env.get_task(split, i) for i in range(3)] == cards
-    assert env.get_task_range(split, 1, None) == cards[1:]
-    for card in cards:
-        env.reset(split=split, index=card["index"])
-        assert env.state.task_id == card["id"]
-    for index in (-1, 3):
-        with pytest.raises(IndexError):
-            env.get_task(split, index)
+    assert env.list_splits() == list(SPLITS)
+    assert [env.num_tasks(split) for split in SPLITS] == [3 + 2 * 200, 2 * 24, 2 * 48]
+    for split in SPLITS:
+        cards = env.list_tasks(split)
+        assert [card["id"] for card in cards] == listed(split)
+        assert [card["index"] for card in cards] == list(range(env.num_tasks(split)))
+        assert [env.get_task(split, i) for i in (0, 1, 2)] == cards[:3]
+        assert env.get_task_range(split, 40, None) == cards[40:]
+        for index in (-1, len(cards)):
+            with pytest.raises(IndexError):
+                env.get_task(split, index)
     with pytest.raises(InvalidArguments, match=r"split: must be"):
         env.list_tasks("test")
+
+
+@pytest.mark.parametrize(("split", "index"), [("train", 2), ("train", 3), ("eval", 95)])
+def test_a_task_is_begun_by_its_place(env: MLTrainerEnvironment, split: str, index: int) -> None:
+    env.reset(split=split, index=index)
+    assert env.state.task_id == env.get_task(split, index)["id"]
 
 
 def test_metadata_names_the_environment(env: MLTrainerEnvironment) -> None:

@@ -16,8 +16,10 @@ from pydantic import PrivateAttr
 
 from ml_trainer_env.server.doors.mcp import rules
 from ml_trainer_env.server.doors.mcp.visitor import BEGIN, BeginEpisode, Terms
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError, shown, validate
+from ml_trainer_env.task_ids import EXAMPLE
 
 PROMPT = "play"
 
@@ -32,16 +34,19 @@ def add_to(server: FastMCP, terms: Terms) -> None:
 
     @server.resource("ml-trainer://tasks", name="tasks", mime_type="application/json")
     def _tasks() -> str:
-        """All tasks with their goals."""
+        """The classic tasks with their goals; instances of the families are read one by one."""
         return json.dumps([task.card for task in TASKS.values()])
 
-    @server.resource("ml-trainer://tasks/{task_id}", name="task", mime_type="application/json")
+    @server.resource("ml-trainer://tasks/{task_id*}", name="task", mime_type="application/json")
     def _task(task_id: str) -> str:
-        """One task."""
-        if task_id not in TASKS:
-            known = ", ".join(TASKS)
-            raise ResourceError(f"no task is named {shown(task_id)}; the tasks are {known}")
-        return json.dumps(TASKS[task_id].card)
+        """One task, also an instance such as varied_mlp/eval/7."""
+        try:
+            return json.dumps(task_of(task_id).card)
+        except KeyError:
+            known = f"{', '.join(TASKS)}, and instances such as {EXAMPLE}"
+            raise ResourceError(
+                f"no task is named {shown(task_id)}; the tasks are {known}"
+            ) from None
 
     server.add_prompt(PlayPrompt.under(terms))
 

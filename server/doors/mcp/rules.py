@@ -5,10 +5,16 @@ Pure. Tools, tasks and numbers come from what enforces them: a rule that changes
 
 from __future__ import annotations
 
-from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, MAX_TOOL_CALLS, TaskId
+from ml_trainer_env.models import (
+    INSTANCE_TOOL_CALLS,
+    MAX_EPOCHS_PER_CALL,
+    MAX_TOOL_CALLS,
+)
 from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.tools import TOOLS
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.task_ids import ENDLESS_FROM, EXAMPLE, FAMILIES, INSTANCES, TaskId
 
 
 def in_short(begin: str) -> str:
@@ -25,12 +31,15 @@ def rules(begin: str) -> str:
     """Everything that holds for every task, as Markdown."""
     tools = "\n".join(f"- `{spec.name}`: {spec.description}" for spec in TOOLS.values())
     tasks = "\n".join(f"- `{task.task_id}`: {task.title}. {task.goal}" for task in TASKS.values())
+    families = " and ".join(f"`{family}`" for family in FAMILIES)
+    counts = ", ".join(f"{count} in `{split}`" for split, count in INSTANCES.items())
+    endless = f"{counts}; from {ENDLESS_FROM} on `train` never ends."
     return f"""# Rules
 
 {in_short(begin)}
 
-An episode has {MAX_TOOL_CALLS} tool calls; the last one submits by itself. Errors and
-get_training_status do not count.
+An episode has {MAX_TOOL_CALLS} tool calls, one of an instance {INSTANCE_TOOL_CALLS}; the last one
+submits by itself. Errors and get_training_status do not count.
 
 ## Tools
 
@@ -52,17 +61,21 @@ The sum of these terms; a call that did not train earns 0, the submission apart.
 ## Tasks and final score
 
 {tasks}
+- instances of the families {families}, such as `{EXAMPLE}`: a network, a data set and a
+  budget that are drawn, perhaps with wrong labels, and a learning rate that is yours to find.
+  {endless} Graded on hidden images, on a scale that was measured for each. The opening message
+  tells its goal.
 """
 
 
 def opening_move(begin: str, task_id: TaskId, seed: int) -> str:
     """What sets an agent off."""
-    task = TASKS[task_id]
+    task = task_of(task_id)
     return (
         f"{task.title}. {task.description} {task.goal}\n\n"
         f'Call {begin} with task_id="{task_id}" and seed={seed}, then play the episode with the '
         f"other tools, one call at a time: configure_training, run_epochs (up to "
         f"{MAX_EPOCHS_PER_CALL} at a time), look at the curves, change what they ask for, and "
-        f"train on. You have {MAX_TOOL_CALLS} tool calls. End with submit_model and report the "
+        f"train on. You have {task.tool_calls} tool calls. End with submit_model and report the "
         "final score with its explanation."
     )

@@ -18,13 +18,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from ml_trainer_env.models import DEFAULT_TASK_ID, TaskId, TrainingStatus
+from ml_trainer_env.models import (
+    DEFAULT_TASK_ID,
+    TrainingStatus,
+)
 from ml_trainer_env.server.episode import tools
 from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.session.reset_options import DEFAULT_SEED, Seed
 from ml_trainer_env.server.session.waiting import nothing
 from ml_trainer_env.server.validation import ActionError, validate
+from ml_trainer_env.task_ids import TaskId
 
 BEGIN = "begin_episode"
 

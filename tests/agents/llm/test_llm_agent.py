@@ -26,8 +26,9 @@ from ml_trainer_env.agents.llm.settings import LLMSettings
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.records import Line
 from ml_trainer_env.agents.session import Connect, RemoteSession
-from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS
+from ml_trainer_env.models import MAX_TOOL_CALLS
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.task_ids import CLASSIC_IDS
 
 SUBMITTED = call("submit_model")
 VARIABLES = [name.upper() for name in LLMSettings.model_fields]
@@ -280,7 +281,7 @@ def test_all_tasks_are_played_recorded_and_shown(
     assert "Summary" in out
     paths = list(records.find(Path("outputs/evals")))
     kept = [records.read(path) for path in paths]
-    assert {record.header.task_id for record in kept} == set(TASK_IDS)
+    assert {record.header.task_id for record in kept} == set(CLASSIC_IDS)
     assert {record.header.model for record in kept} == {"scripted/one"}
     assert all(record.end.epochs == 20 for record in kept)
     assert all(f"{record.end.grade.score:.4f}" in out for record in kept)
@@ -359,7 +360,7 @@ def test_whatever_is_answered_it_ends_in_a_grade_or_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "TASK_IDS", ["easy_mnist"])
+    monkeypatch.setattr(inference, "CLASSIC_IDS", ["easy_mnist"])
     endpoint = Endpoint(*(json.dumps(answer).encode() for answer in answers), otherwise=SUBMITTED)
     with endpoint.serving():
         configured(endpoint)

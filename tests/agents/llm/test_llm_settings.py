@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ml_trainer_env.agents.llm.settings import LLMSettings, LLMSettingsError
-from ml_trainer_env.models import TASK_IDS
+from ml_trainer_env.task_ids import CLASSIC_IDS
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded.env_url == "http://localhost:8000"
     assert (loaded.llm_rpm_limit, loaded.llm_max_retries) == (5, 3)
     assert loaded.llm_reasoning_effort == "minimal"
-    assert [loaded.decisions(task_id) for task_id in TASK_IDS] == [5, 6, 7]
+    assert [loaded.decisions(task_id) for task_id in CLASSIC_IDS] == [5, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,17 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import TextContent
 from mcp_play import call, client, refused, run, text_of
 
-from ml_trainer_env.models import MAX_TOOL_CALLS, TASK_IDS, Grade, TrainingStatus
+from ml_trainer_env.models import (
+    MAX_TOOL_CALLS,
+    Grade,
+    TrainingStatus,
+)
 from ml_trainer_env.server.doors.mcp.door import ADDRESS
 from ml_trainer_env.server.doors.mcp.visitor import BEGIN
 from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.tools import TOOLS
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.task_ids import CLASSIC_IDS
 
 # An episode ----------------------------------------------------------------------------------
 
@@ -89,7 +94,7 @@ def test_the_tools_are_those_of_the_table_and_one_more(url: str) -> None:
         assert listed[name].description == spec.description
         assert listed[name].inputSchema == spec.input_schema
     begin_schema = listed[BEGIN].inputSchema
-    assert begin_schema["properties"]["task_id"]["enum"] == list(TASK_IDS)
+    assert begin_schema["properties"]["task_id"]["enum"] == list(CLASSIC_IDS)
     assert set(begin_schema["properties"]) == {"task_id", "seed"}
     outputs = [tool.outputSchema["properties"] for tool in listed.values()]
     assert all(set(output) == set(TrainingStatus.model_fields) for output in outputs)
@@ -200,14 +205,14 @@ def test_the_rules_and_the_tasks_can_be_read(url: str) -> None:
             tasks = json.loads(text_of((await session.read_resource("ml-trainer://tasks"))[0]))
             each = [
                 json.loads(text_of((await session.read_resource(f"ml-trainer://tasks/{name}"))[0]))
-                for name in TASK_IDS
+                for name in CLASSIC_IDS
             ]
             with pytest.raises(Exception, match=r"no task is named .*the tasks are easy_mnist"):
                 await session.read_resource("ml-trainer://tasks/imagenet")
             return rules, tasks, each
 
     rules, tasks, each = run(scenario)
-    assert [task["id"] for task in tasks] == list(TASK_IDS)
+    assert [task["id"] for task in tasks] == list(CLASSIC_IDS)
     assert tasks == each == [task.card for task in TASKS.values()]
     for text in (*TOOLS, *(task.goal for task in TASKS.values()), str(rewards.TOLERATED_GAP)):
         assert text in rules

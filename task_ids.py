@@ -1,0 +1,112 @@
+"""The ids of tasks: three classic ones, and one for every instance: `varied_mlp/eval/7`.
+
+An id says all that is needed to make its task, so whatever carries one (a status, a record, a
+setting, a command line) speaks of instances, too.
+"""
+
+# pyright: strict
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast, get_args
+
+from pydantic import Field
+
+ClassicId = Literal["easy_mnist", "medium_fashion", "hard_cifar"]
+Family = Literal["varied_mlp", "varied_cnn"]
+Split = Literal["train", "validation", "eval"]
+
+CLASSIC_IDS: tuple[ClassicId, ...] = get_args(ClassicId)
+FAMILIES: tuple[Family, ...] = get_args(Family)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+INSTANCES: dict[Split, int] = {"train": 200, "validation": 24, "eval": 48}
+ENDLESS_FROM = 1000  # of train: drawn without end, without a frozen scale
+MAX_INDEX = 999_999_999
+
+_INDEX = {  # as INSTANCES has them, for JSON schemas: a test compares the two
+    "train": "[0-9]|[1-9][0-9]|1[0-9][0-9]|[1-9][0-9]{3,8}",
+    "validation": "[0-9]|1[0-9]|2[0-3]",
+    "eval": "[0-9]|[1-3][0-9]|4[0-7]",
+}
+_PLACES = "|".join(f"{split}/({numbers})" for split, numbers in _INDEX.items())
+PATTERN = f"^({'|'.join(FAMILIES)})/({_PLACES})$"
+EXAMPLE = "varied_mlp/eval/7"
+
+InstanceName = Annotated[str, Field(pattern=PATTERN, examples=[EXAMPLE])]
+TaskId = ClassicId | InstanceName
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceId:
+    """Instance `index` of a split of a family."""
+
+    family: Family
+    split: Split
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.family}/{self.split}/{self.index}"
+
+    @property
+    def is_endless(self) -> bool:
+        return self.index >= ENDLESS_FROM
+
+
+def instance_id(task_id: TaskId) -> InstanceId | None:
+    """The parts of an instance's id; None for what is none."""
+    if not re.fullmatch(PATTERN, task_id):
+        return None
+    family, split, index = task_id.split("/")
+    return InstanceId(cast(Family, family), cast(Split, split), int(index))
+
+
+def exists(instance: InstanceId) -> bool:
+    """Whether the split has this index."""
+    return instance_id(str(instance)) is not None
+
+
+def instances(family: Family, split: Split) -> list[InstanceId]:
+    """All that are counted: those of train without the endless ones."""
+    return [InstanceId(family, split, index) for index in range(INSTANCES[split])]
+
+
+def listed(split: Split) -> list[TaskId]:
+    """The tasks of a split by their index there: the classic ones come first, in train."""
+    classic: list[TaskId] = [*CLASSIC_IDS] if split == "train" else []
+    return classic + [str(each) for family in FAMILIES for each in instances(family, split)]
+
+
+def group_of(task_id: TaskId) -> str:
+    """The tasks that are compared together: a classic one alone, a split of a family."""
+    of = instance_id(task_id)
+    return f"{of.family}/{of.split}" if of else task_id
+
+
+GROUPS: tuple[str, ...] = (
+    *CLASSIC_IDS,
+    *(f"{family}/{split}" for family in FAMILIES for split in SPLITS),
+)
+
+
+def named(text: str) -> list[TaskId]:
+    """The tasks that a name stands for: one, a split (`varied_mlp/eval`), or a part of it
+    (`varied_mlp/eval/0-11`). Raises ValueError.
+    """
+    for family in FAMILIES:
+        for split in SPLITS:
+            if text == f"{family}/{split}":
+                return [str(each) for each in instances(family, split)]
+    if text in CLASSIC_IDS or instance_id(text):
+        return [text]
+    place, _, numbers = text.rpartition("/")
+    if place in GROUPS and (bounds := re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", numbers)):
+        found = [f"{place}/{index}" for index in range(int(bounds[1]), int(bounds[2]) + 1)]
+        if found and all(map(instance_id, found)):
+            return [*found]
+    raise ValueError(
+        f"no task is named {text}; known: {', '.join(CLASSIC_IDS)}, instances such as {EXAMPLE}, "
+        f"splits such as varied_mlp/eval, and parts of them such as varied_mlp/eval/0-11"
+    )
