@@ -19,7 +19,7 @@ from rich.text import Text
 from ml_trainer_env import terminal
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.surroundings import remembering, require_http_client, variables_set
-from ml_trainer_env.task_ids import CLASSIC_IDS, GROUPS, TaskId, named
+from ml_trainer_env.task_ids import CLASSIC_IDS, GROUPS, TaskId, instance_id, named
 from ml_trainer_env.variables import one_line, option, secret, server_url, settings_explained
 
 if TYPE_CHECKING:  # importing it for real would load OpenEnv, and `--help` is to be quick
@@ -116,7 +116,10 @@ def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None) -> None:
     require_http_client()  # before OpenEnv is imported
     from ml_trainer_env.demo import demo
 
-    raise typer.Exit(demo(_tasks(tasks), seed, _url(url), _token()))
+    chosen = _tasks(tasks)
+    if any(map(instance_id, chosen)):
+        raise typer.BadParameter("the demo plays the classic tasks; evaluate plays instances, too")
+    raise typer.Exit(demo(chosen, seed, _url(url), _token()))
 
 
 @app.command(epilog="Example: `ml-trainer serve --port 9000`")

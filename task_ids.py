@@ -24,10 +24,10 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 INSTANCES: dict[Split, int] = {"train": 200, "validation": 24, "eval": 48}
 ENDLESS_FROM = 1000  # of train: drawn without end, without a frozen scale
-MAX_INDEX = 999_999_999
+MAX_INDEX = 9_999_999_999
 
 _INDEX = {  # as INSTANCES has them, for JSON schemas: a test compares the two
-    "train": "[0-9]|[1-9][0-9]|1[0-9][0-9]|[1-9][0-9]{3,8}",
+    "train": "[0-9]|[1-9][0-9]|1[0-9][0-9]|[1-9][0-9]{3,9}",
     "validation": "[0-9]|1[0-9]|2[0-3]",
     "eval": "[0-9]|[1-3][0-9]|4[0-7]",
 }
@@ -37,6 +37,7 @@ EXAMPLE = "varied_mlp/eval/7"
 
 InstanceName = Annotated[str, Field(pattern=PATTERN, examples=[EXAMPLE])]
 TaskId = ClassicId | InstanceName
+Chosen = TaskId | Family  # of a family the seed chooses: an instance of train, drawn without end
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,8 @@ class EpisodeState(State):
         int, Field(ge=0, description="of this session on this task and seed, counted from 1")
     ] = 0
     epochs: tuple[EpochReport, ...] = Field(
-        default=(), description="those that the last action trained, with their seconds"
+        default=(),
+        description="those that the last action trained, with their seconds; at first those of a "
+        "run that was taken over",
     )
     done: bool = False

@@ -170,7 +170,15 @@ class Attempt:
             self._budget = status.remaining_budget
             self._tell(self._header(session, status))
         self.trials.append(trial)
-        self._tell(Opened(session=trial.number, fork_of=parent and parent.number, status=status))
+        taken_over = status.current_epoch > 0 and parent is None
+        self._tell(
+            Opened(
+                session=trial.number,
+                fork_of=parent and parent.number,
+                status=status,
+                epochs=session.state().epochs if taken_over else (),
+            )
+        )
         return trial
 
     def _header(self, session: Session, status: TrainingStatus) -> Header:

@@ -10,10 +10,13 @@ it has learned, so its rate was a sane one, or it has not, so its rate was dead.
 
 from __future__ import annotations
 
+import math
+
 from ml_trainer_env.agents.attempt import Trial
 from ml_trainer_env.models import TrainingStatus
 
 FIRST = 2e-5
+GUESSING = math.log(10)  # nats: no untrained network is better
 HIGHEST = 10.0  # that the environment takes
 STRIDE, STEP = 30.0, 4.0  # up, while nothing happens, and once something does
 DEAD = 0.06  # nats; a loss that fell by less has not moved
@@ -29,7 +32,9 @@ def find_rate(trial: Trial) -> float:
     status, taken_over = trial.status, trial.status.current_config
     if taken_over and _has_learned(status):
         return min(HIGHEST, taken_over.learning_rate * CAUTIOUS)
-    rate = taken_over.learning_rate * STRIDE if taken_over else FIRST
+    rate = FIRST
+    if taken_over:  # what kept it from learning: the decay of its weights, or its rate
+        rate = taken_over.learning_rate * (1 if taken_over.weight_decay else STRIDE)
     trial.call(
         "configure_training",
         optimizer="adamw",
@@ -55,7 +60,7 @@ def _climb(trial: Trial, rate: float, epochs: int) -> float:
         status = trial.run(1)
         if status.is_diverged or status.train_loss is None or status.val_loss is None:
             return good / STEP
-        start = status.train_loss if before is None else before
+        start = max(status.train_loss, GUESSING) if before is None else before
         fall = start - status.val_loss
         too_high = status.train_loss > start + RISEN
         if fastest > DEAD and (too_high or fall < SLOWER * fastest):

@@ -75,6 +75,9 @@ class Opened(Model):
     session: int
     fork_of: int | None = None
     status: TrainingStatus
+    epochs: tuple[EpochReport, ...] = Field(
+        default=(), description="of a run that is taken over: what somebody else has trained"
+    )
 
 
 class Called(Model):

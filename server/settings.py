@@ -40,7 +40,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ml_trainer_env.models import MAX_SEED
-from ml_trainer_env.task_ids import TaskId
+from ml_trainer_env.task_ids import Chosen
 from ml_trainer_env.variables import Folder, Secret, SettingsError, explained, require_writable
 
 PREFIX = "ML_TRAINER_"
@@ -67,7 +67,7 @@ class Settings(BaseModel):
     state_mb: Annotated[int, Field(ge=0)] = 4096
     token: Secret = None
     origins: tuple[str, ...] = ()  # such as https://example.com
-    mcp_task: TaskId | None = None
+    mcp_task: Chosen | None = None
     mcp_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     mcp_episodes: Annotated[int, Field(ge=1)] | None = None
     records_dir: Folder = Path("outputs/evals")

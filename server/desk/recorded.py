@@ -66,7 +66,13 @@ def _moments(record: Record) -> list[Story]:
     """The stories of the submitted session, its forks' parents included up to the fork."""
     opening, moves = _line(record, record.end.session, len(record.lines))
     stories = [
-        Story(task_of(record.header.task_id), record.header.seed, opening.status, (), ()),
+        Story(
+            task_of(record.header.task_id),
+            record.header.seed,
+            opening.status,
+            tuple(report.record for report in opening.epochs),
+            (),
+        ),
     ]
     for call, remark in moves:
         before = stories[-1]

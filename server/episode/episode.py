@@ -61,7 +61,7 @@ class Episode:
         self._abandoned = threading.Event()
         self._bell = Bell()  # of the training in progress
         self._why_abandoned = ""
-        self._reports: tuple[EpochReport, ...] = ()
+        self._reports = _taken_over(self._now)
 
     @property
     def now(self) -> Situation:
@@ -74,7 +74,9 @@ class Episode:
 
     @property
     def reports(self) -> tuple[EpochReport, ...]:
-        """The epochs that the last action trained; for operators, never for the agent."""
+        """The epochs that the last action trained, at first those of a run that was taken over; for
+        operators, never for the agent.
+        """
         return self._reports
 
     def abandon(self, why: str = "the episode was reset or closed") -> None:
@@ -311,6 +313,14 @@ class Episode:
 
 def _accuracy(record: EpochRecord) -> float:
     return -1.0 if record.val_accuracy is None else record.val_accuracy
+
+
+def _taken_over(now: Situation) -> tuple[EpochReport, ...]:
+    """What somebody else had trained: nobody had to wait for it."""
+    if now.calls:
+        return ()
+    history = now.training.history
+    return tuple(EpochReport(record=each, seconds=0.0, shared=True) for each in history)
 
 
 def _shown(now: Situation) -> EpochRecord | None:

@@ -3,6 +3,7 @@
 Every term is a *potential difference* (Ng, Harada, Russell 1999): F(after) - F(before) for a
 quantity F of the history. So the terms of an episode add up to F(end), whatever calls led there and
 however training was cut into them; a step that did not train earns exactly 0, the submission apart.
+Of a run that was taken over they add up to F(end) - F(start): what the agent has made of it.
 
 - progress: 0.3 x the best val accuracy;
 - convergence: 0.05 x how many of the task's five fixed levels the lowest val loss has reached;
@@ -31,8 +32,9 @@ TOLERATED_GAP = 0.08
 
 _WORST_EXCESS = OVERFITTING_PER_GAP * (1 - TOLERATED_GAP)
 _TRAINED = PROGRESS_PER_ACCURACY + CONVERGENCE_BONUS * LEVELS
-RETURNS = (-DIVERGENCE_PENALTY * DIVERGENCES - _WORST_EXCESS, _TRAINED + 1.0)  # of an episode
-STEPS = (-DIVERGENCE_PENALTY - _WORST_EXCESS, _TRAINED + _WORST_EXCESS + 1.0)  # of one step
+_HIGHEST = _TRAINED + _WORST_EXCESS + 1.0  # of a run that was taken over with the worst excess
+RETURNS = (-DIVERGENCE_PENALTY * DIVERGENCES - _WORST_EXCESS, _HIGHEST)  # of an episode
+STEPS = (-DIVERGENCE_PENALTY - _WORST_EXCESS, _HIGHEST)  # of one step
 
 
 def step_reward(

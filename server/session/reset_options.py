@@ -19,6 +19,7 @@ from ml_trainer_env.task_ids import (
     INSTANCES,
     MAX_INDEX,
     SPLITS,
+    Chosen,
     Family,
     InstanceId,
     Split,
@@ -34,7 +35,8 @@ Key = Annotated[str, Field(min_length=1, max_length=255)]  # a secret: no messag
 
 class ResetOptions(BaseModel):
     """What reset takes. A task is chosen by `task_id`, or by `split` and `index`; an instance
-    also by its family for a `task_id` and these.
+    also by its family for a `task_id` and these, or by its family and the seed: one of `train`
+    that is drawn without end.
 
     With the key of another episode it goes on from there instead: beside that one with `fork_of`,
     in its place with `resume`.
@@ -44,7 +46,7 @@ class ResetOptions(BaseModel):
 
     seed: Seed = DEFAULT_SEED
     episode_id: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-    task_id: TaskId | Family | None = None
+    task_id: Chosen | None = None
     split: Split | None = None
     index: Annotated[int, Field(ge=0, le=MAX_INDEX)] | None = None
     fork_of: Key | None = None
@@ -52,27 +54,18 @@ class ResetOptions(BaseModel):
 
     def chosen_task(self) -> Task:
         """Raises `InvalidArguments`."""
-        family = self.task_id if self.task_id in FAMILIES else None
-        by_place = self.split is not None or self.index is not None
-        if family is None and not by_place:
-            return task_of(self.task_id or DEFAULT_TASK_ID)
-        if family is None and self.task_id is not None:
+        of = self.task_id if self.task_id in FAMILIES else None
+        if self.split is None and self.index is None:
+            return task_of(_endless(of, self.seed) if of else self.task_id or DEFAULT_TASK_ID)
+        if self.task_id is not None and of is None:
             raise InvalidArguments(
                 "task_id: give either the id of a task, or split and index, perhaps with a family "
                 f"({', '.join(FAMILIES)})"
             )
-        split = self.split or SPLITS[0]
         if self.index is None:
-            raise InvalidArguments(f"index: is required with {'split' if by_place else family}")
-        if family is not None:
-            of = InstanceId(family, split, self.index)
-            if not exists(of):
-                raise InvalidArguments(f"index: {_range(split, INSTANCES[split])}")
-            return task_of(str(of))
-        tasks = listed(split)
-        if self.index >= len(tasks):
-            raise InvalidArguments(f"index: must be 0 to {len(tasks) - 1} in {split}")
-        return task_of(tasks[self.index])
+            raise InvalidArguments("index: is required with split")
+        split = self.split or SPLITS[0]
+        return task_of(_of_family(of, split, self.index) if of else _listed(split, self.index))
 
     @property
     def going_on(self) -> tuple[str, str] | None:
@@ -93,6 +86,22 @@ class ResetOptions(BaseModel):
         return self
 
 
-def _range(split: Split, count: int) -> str:
-    endless = f", or from {ENDLESS_FROM} on" if split == "train" else ""
-    return f"must be 0 to {count - 1} in {split}{endless}"
+def _endless(family: Family, seed: int) -> TaskId:
+    return str(InstanceId(family, "train", ENDLESS_FROM + seed))
+
+
+def _of_family(family: Family, split: Split, index: int) -> TaskId:
+    """Raises `InvalidArguments`."""
+    of = InstanceId(family, split, index)
+    if not exists(of):
+        endless = f", or from {ENDLESS_FROM} on" if split == "train" else ""
+        raise InvalidArguments(f"index: must be 0 to {INSTANCES[split] - 1} in {split}{endless}")
+    return str(of)
+
+
+def _listed(split: Split, index: int) -> TaskId:
+    """Raises `InvalidArguments`."""
+    tasks = listed(split)
+    if index >= len(tasks):
+        raise InvalidArguments(f"index: must be 0 to {len(tasks) - 1} in {split}")
+    return tasks[index]

@@ -29,7 +29,7 @@ from ml_trainer_env.server import app
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
-from ml_trainer_env.task_ids import CLASSIC_IDS
+from ml_trainer_env.task_ids import SPLITS, listed
 from ml_trainer_env.variables import SettingsError
 
 
@@ -138,17 +138,19 @@ def test_plain_http_resets_and_explains_that_it_keeps_no_session(url: str) -> No
 
 def test_the_task_api_over_http(url: str) -> None:
     base = url + "/ml_trainer_env"
-    (split,) = httpx.get(base + "/splits").json()
-    body = {"split": split["name"]}
-    tasks = httpx.post(base + "/tasks", json=body).json()["tasks"]
-    assert [task["id"] for task in tasks] == list(CLASSIC_IDS)
-    assert httpx.post(base + "/num_tasks", json=body).json() == {"num_tasks": 3}
-    assert httpx.post(base + "/task", json={**body, "index": 1}).json()["task"] == tasks[1]
-    assert httpx.post(base + "/task", json={**body, "index": 3}).status_code == 400
+    assert [split["name"] for split in httpx.get(base + "/splits").json()] == list(SPLITS)
+    for split in SPLITS:
+        body, ids = {"split": split}, listed(split)
+        tasks = httpx.post(base + "/tasks", json=body).json()["tasks"]
+        assert [task["id"] for task in tasks] == ids
+        assert httpx.post(base + "/num_tasks", json=body).json() == {"num_tasks": len(ids)}
+        assert httpx.post(base + "/task", json={**body, "index": 1}).json()["task"] == tasks[1]
+        beyond = httpx.post(base + "/task", json={**body, "index": len(ids)})
+        assert beyond.status_code == 400
+        with socket_to(url) as socket:
+            ask(socket, {"type": "reset", "data": {"split": split, "index": 2}})
+            assert ask(socket, {"type": "state"})["data"]["task_id"] == ids[2]
     assert httpx.post(base + "/tasks", json={"split": "test"}).status_code == 422
-    with socket_to(url) as socket:
-        ask(socket, {"type": "reset", "data": {"split": split["name"], "index": 2}})
-        assert ask(socket, {"type": "state"})["data"]["task_id"] == CLASSIC_IDS[2]
 
 
 def test_a_refused_reset_leaves_the_session_working(url: str) -> None:

@@ -36,5 +36,8 @@ class Broken(MLTrainerEnvironment):
     def state(self) -> Any:
         raise KeyError("/srv/secret")
 
-    def list_tasks(self, split: str) -> Any:
+    def get_task_range(self, split: str, start: Any = None, stop: Any = None) -> Any:
+        raise KeyError("/srv/secret")
+
+    def num_tasks(self, split: str) -> Any:
         raise KeyError("/srv/secret")

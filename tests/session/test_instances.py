@@ -13,7 +13,7 @@ import pytest
 from fakes import FakeRunner
 
 from ml_trainer_env.frozen import measured
-from ml_trainer_env.models import INSTANCE_TOOL_CALLS, TrainingStatus
+from ml_trainer_env.models import INSTANCE_TOOL_CALLS, MAX_SEED, TrainingStatus
 from ml_trainer_env.server.families import candidate
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
@@ -67,6 +67,14 @@ def test_reset_by_family_split_and_index(
     assert again == by_place
     place = listed(split).index(by_place.task_id)
     assert env.reset(split=split, index=place, seed=3).status == by_place
+
+
+@every_family
+def test_a_family_alone_draws_by_the_seed(env: MLTrainerEnvironment, family: Family) -> None:
+    for seed in (0, 5, MAX_SEED):
+        env.reset(task_id=family, seed=seed)
+        assert env.state.task_id == f"{family}/train/{1000 + seed}"
+        assert env.state.seed == seed
 
 
 @every_family

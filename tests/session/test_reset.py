@@ -66,7 +66,7 @@ def test_reset_gives_the_engine_the_seed(env: MLTrainerEnvironment) -> None:
         ({"split": "train", "index": 403}, "index: must be 0 to 402 in train"),
         ({"split": "eval", "index": 96}, "index: must be 0 to 95 in eval"),
         ({"split": "eval", "index": -1}, "index: must be a whole number with 0 <= index"),
-        ({"task_id": "varied_mlp"}, "index: is required with varied_mlp"),
+        ({"task_id": "varied_mlp", "split": "eval"}, "index: is required with split"),
         ({"task_id": "varied_mlp", "index": 200}, "index: must be 0 to 199 in train, or from 1000"),
         (
             {"task_id": "varied_cnn", "split": "validation", "index": 24},

@@ -12,9 +12,9 @@ from ml_trainer_env.models import (
 )
 from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.tools import TOOLS
-from ml_trainer_env.server.instances import task_of
+from ml_trainer_env.server.session.reset_options import ResetOptions
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.task_ids import ENDLESS_FROM, EXAMPLE, FAMILIES, INSTANCES, TaskId
+from ml_trainer_env.task_ids import ENDLESS_FROM, EXAMPLE, FAMILIES, INSTANCES, Chosen
 
 
 def in_short(begin: str) -> str:
@@ -68,9 +68,9 @@ The sum of these terms; a call that did not train earns 0, the submission apart.
 """
 
 
-def opening_move(begin: str, task_id: TaskId, seed: int) -> str:
+def opening_move(begin: str, task_id: Chosen, seed: int) -> str:
     """What sets an agent off."""
-    task = task_of(task_id)
+    task = ResetOptions(task_id=task_id, seed=seed).chosen_task()
     return (
         f"{task.title}. {task.description} {task.goal}\n\n"
         f'Call {begin} with task_id="{task_id}" and seed={seed}, then play the episode with the '

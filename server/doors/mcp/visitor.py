@@ -28,7 +28,7 @@ from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.session.reset_options import DEFAULT_SEED, Seed
 from ml_trainer_env.server.session.waiting import nothing
 from ml_trainer_env.server.validation import ActionError, validate
-from ml_trainer_env.task_ids import TaskId
+from ml_trainer_env.task_ids import Chosen
 
 BEGIN = "begin_episode"
 
@@ -38,7 +38,9 @@ class BeginEpisode(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    task_id: Annotated[TaskId, Field(description="what to train")] = DEFAULT_TASK_ID
+    task_id: Annotated[
+        Chosen, Field(description="what to train; of a family alone the seed chooses an instance")
+    ] = DEFAULT_TASK_ID
     seed: Annotated[
         Seed, Field(description="the same task and seed start with the same weights and shuffles")
     ] = DEFAULT_SEED
@@ -51,7 +53,7 @@ class Terms:
     With one episode of a given task and seed, a session cannot choose the best of many attempts.
     """
 
-    task_id: TaskId | None = None
+    task_id: Chosen | None = None
     seed: int | None = None
     episodes: int | None = None  # that one session may begin
 

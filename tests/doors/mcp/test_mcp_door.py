@@ -23,7 +23,7 @@ from ml_trainer_env.server.doors.mcp.visitor import BEGIN
 from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.tools import TOOLS
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.task_ids import CLASSIC_IDS
+from ml_trainer_env.task_ids import CLASSIC_IDS, FAMILIES, PATTERN
 
 # An episode ----------------------------------------------------------------------------------
 
@@ -94,7 +94,10 @@ def test_the_tools_are_those_of_the_table_and_one_more(url: str) -> None:
         assert listed[name].description == spec.description
         assert listed[name].inputSchema == spec.input_schema
     begin_schema = listed[BEGIN].inputSchema
-    assert begin_schema["properties"]["task_id"]["enum"] == list(CLASSIC_IDS)
+    classic, instance, family = begin_schema["properties"]["task_id"]["anyOf"]
+    assert classic["enum"] == list(CLASSIC_IDS)
+    assert instance["pattern"] == PATTERN
+    assert family["enum"] == list(FAMILIES)
     assert set(begin_schema["properties"]) == {"task_id", "seed"}
     outputs = [tool.outputSchema["properties"] for tool in listed.values()]
     assert all(set(output) == set(TrainingStatus.model_fields) for output in outputs)

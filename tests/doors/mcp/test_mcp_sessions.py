@@ -243,7 +243,7 @@ def test_a_cancelled_call_stops_at_the_next_epoch(url: str, runner: FakeRunner) 
 def test_a_client_that_vanishes_stops_its_training(
     serve_places: Callable[..., str], places: Guests, runner: FakeRunner
 ) -> None:
-    url = serve_places(session_timeout=0.2)
+    url = serve_places(session_timeout=1)
 
     async def scenario() -> None:
         async with client(url) as session:
