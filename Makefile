@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine soak ranking calibrate lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine soak ranking calibrate freeze lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -57,6 +57,9 @@ ranking: setup ## how often the return ranks runs otherwise than the score; ARGS
 
 calibrate: data ## the runs behind the scales: ARGS='report', 'search TASK', 'confirm TASK'
 	@$(PY) benchmarks/calibrate.py $(ARGS)
+
+freeze: data ## the scales of a family, hours from nothing: ARGS='varied_mlp'; goes on where it was
+	@$(PY) benchmarks/freeze.py $(ARGS)
 
 lock: setup ## resolve the lock files again; ARGS=--upgrade takes the newest
 	@scripts/lock.sh $(ARGS)

@@ -124,6 +124,24 @@ def play_and_submit(browser: Browser, url: str) -> None:
         save(me.picture(), "grade")
 
 
+def instance(browser: Browser, url: str) -> None:
+    """A run that is taken over, and what was hidden of it."""
+    with visitor(browser, url) as me:
+        me.page.locator("#desk-task label", has_text="Varied MLP").click()
+        me.page.locator("#desk-index input").fill("1")
+        me.start()
+        me.configure(optimizer="adamw", learning_rate=0.1, lr_schedule="cosine", dropout=0.2)
+        me.said("configure-training", "onfigured")
+        me.train(5)
+        me.page.locator("#desk-new-lr input").fill("0.3")
+        me.page.click("#desk-adjust-button")
+        me.said("adjust-learning-rate", "next epoch")
+        me.train(20)
+        me.page.click("#desk-submit-button")
+        expect(me.page.locator(".desk-grade")).to_be_visible()
+        save(me.picture(".desk-grade"), "instance")
+
+
 def watch(browser: Browser, url: str) -> None:
     """An agent's session."""
     with MLTrainerEnv(base_url=url) as agent, visitor(browser, url, dark=True) as me:
@@ -230,6 +248,7 @@ def main() -> None:
             playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS) as browser,
         ):
             play_and_submit(browser, url)
+            instance(browser, url)
             watch(browser, url)
             replay(browser, url, Path(folder))
             phones(browser, url)

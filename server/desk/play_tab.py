@@ -35,10 +35,11 @@ NOTHING = cards.empty(
     "an epoch of real training on this server.",
 )
 TASK_CHOICES = [(f"{task.title} · {key}", key) for key, task in TASKS.items()]
-TASK_CHOICES += [(f"{TITLES[family]} · drawn anew each time", family) for family in FAMILIES]
+TASK_CHOICES += [(f"{TITLES[family]} · many instances", family) for family in FAMILIES]
 
 STARTING = "Starting: the first episode after the server's start waits until the data is loaded."
 
+TAKEN_OVER = "Started, with a run that somebody else has trained; its configuration is below."
 TRAINING = "Training. Stop ends it when the present epoch is over."
 
 SETS = {  # arguments of other names than the options of the configuration that they set
@@ -96,7 +97,7 @@ class PlayTab:
                 )
                 self._index = gr.Number(0, label="Index", min_width=90, elem_id="desk-index")
                 self._surprise = gr.Button(
-                    "Surprise me", min_width=90, elem_id="desk-surprise-button"
+                    "Surprise me", size="sm", min_width=90, elem_id="desk-surprise-button"
                 )
             with gr.Row(elem_classes="desk-inline"):
                 self._seed = gr.Number(
@@ -195,7 +196,8 @@ class PlayTab:
         async def begin() -> str:
             place = {"split": split, "index": index} if task_id in FAMILIES else {}
             await seat.begin(task_id=task_id, seed=seed, **place)
-            return "Started. Next: apply a configuration."
+            taken_over = seat.story and seat.story.status.current_config
+            return TAKEN_OVER if taken_over else "Started. Next: apply a configuration."
 
         try:
             yield await self._answered("begin", visitor, begin)
@@ -322,6 +324,10 @@ class PlayTab:
         """
         played, story = seat.environment.played, seat.story
         config = story.status.current_config if story else None
+        if config is not None and tool == "begin":  # of a run that is taken over
+            known = config.model_dump()
+            fields = [*self._config, *self._augmentation]
+            return {field.widget: known[_option(field.name)] for field in fields}
         if config is None or not played or played[-1].tool != tool:
             return {}
         now, given = config.model_dump(), {_option(name) for name in played[-1].arguments}

@@ -30,6 +30,7 @@ from ml_trainer_env.server.models_nn import (
     initial_statistics,
     initial_weights,
 )
+from ml_trainer_env.server.models_varied import HEAVIEST
 from ml_trainer_env.server.runs import Precision
 
 ENGINE_VERSION = 2  # raise with every change that changes a bit
@@ -41,7 +42,14 @@ SWITCHES = (
 )
 HARMLESS = ("VERBOSE", "NUM_THREADS", "DYNAMIC", "JIT_DUMP", "JIT_PROFILE", "CAPACITY")
 
-SIDES = {"mnist_mlp": (1, 28), "fashion_cnn": (1, 28), "cifar_cnn": (3, 32)}  # channels, pixels
+MEASURED = NETWORKS | HEAVIEST
+SIDES = {  # channels, pixels
+    "mnist_mlp": (1, 28),
+    "fashion_cnn": (1, 28),
+    "cifar_cnn": (3, 32),
+    "varied_mlp": (1, 14),
+    "varied_cnn": (3, 16),
+}
 IMAGES = 32  # of the measured step
 
 
@@ -78,7 +86,7 @@ def measured(precision: Precision) -> str:
     digest = hashlib.sha256()
     with modes.of_the_engine(), modes.of_a_computation(precision):
         for name, (channels, side) in SIDES.items():
-            for tensor in _step(NETWORKS[name], channels, side):
+            for tensor in _step(MEASURED[name], channels, side):
                 digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

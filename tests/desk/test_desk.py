@@ -16,10 +16,12 @@ from fakes import HIDDEN_TEST_ACCURACY, FakeRunner
 from live import serving, with_page
 from play import call, diverge
 
+from ml_trainer_env.agents.pool import POOL
 from ml_trainer_env.models import TrainingConfig
 from ml_trainer_env.server.desk import cards, curves, form
 from ml_trainer_env.server.desk.story import Story, live
 from ml_trainer_env.server.episode.tools import TOOLS
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 
 
@@ -149,6 +151,32 @@ def test_the_hidden_test_is_shown_with_the_grade_and_nowhere_before(
     card = cards.grade(graded.status.grade)
     assert f"{HIDDEN_TEST_ACCURACY:.1%}" in card
     assert all(part.name in card for part in graded.status.grade.components)
+
+
+def test_an_instance_shows_what_it_hid_and_its_pool_with_the_grade_and_nowhere_before(
+    env: MLTrainerEnvironment,
+) -> None:
+    env.reset(task_id="varied_mlp", split="eval", index=1)
+    task = task_of("varied_mlp/eval/1")
+    for name, arguments in (("configure_training", {}), ("run_epochs", {"num_epochs": 3})):
+        env.call(name, arguments)
+    before = story_of(env)
+    assert before.pool == ()
+    assert "20" in cards.summary(before)
+    assert "What was hidden" not in cards.summary(before) + cards.legend(before)
+    assert "pool" not in cards.legend(before)
+    curves_before = len(curves.figure(before)["data"])
+    env.call("submit_model", {})
+    after = story_of(env)
+    assert after.status.grade is not None
+    shown = cards.grade(after.status.grade)
+    assert "What was hidden" in shown
+    assert all(name.replace("_", " ") in shown for name in task.hidden)
+    assert f"{task.hidden['multiplier']:g}" in shown
+    assert "pool" in cards.legend(after)
+    assert len(curves.figure(after)["data"]) == curves_before + len(POOL)
+    assert [len(curve) for curve in after.pool] == [task.max_epochs] * len(POOL)
+    drawn(after)
 
 
 def test_the_ledger_adds_up(env: MLTrainerEnvironment) -> None:
