@@ -21,9 +21,8 @@ from PIL import Image
 
 from ml_trainer_env.evals import files
 from ml_trainer_env.evals.results import Row, groups
-from ml_trainer_env.task_ids import TaskId
 
-TITLES: dict[TaskId, str] = {
+TITLES: dict[str, str] = {
     "easy_mnist": "easy: MNIST",
     "medium_fashion": "medium: FashionMNIST",
     "hard_cifar": "hard: CIFAR-10",
@@ -32,14 +31,16 @@ COLOURS = {
     "nothing": "#9a9a9a",
     "random": "#56b4e9",
     "naive": "#e69f00",
+    "constant": "#6b4c9a",
     "expert": "#d55e00",
     "reference": "#000000",
+    "oracle": "#2b2b2b",
     "optuna": "#0072b2",
     "halving": "#009e73",
     "pbt": "#cc79a7",
     "llm": "#b8a900",
 }
-OTHERS = ("#6b4c9a", "#8c2d04", "#1b7837", "#c51b7d", "#2166ac", "#7f7f00")  # who has none of them
+OTHERS = ("#8c2d04", "#1b7837", "#c51b7d", "#2166ac", "#7f7f00")  # who has none of them
 INK, FAINT = "#222222", "#dddddd"
 DPI = 120
 PALETTE = 96  # colours of a picture file

@@ -23,6 +23,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from real import engine
 
 from ml_trainer_env import MLTrainerEnv
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.settings import Settings
@@ -161,6 +162,37 @@ def test_an_episode_of_the_easy_task_is_played_to_its_grade(
     assert float(grade.locator(".desk-score b").inner_text()) > 0.3
     expect(page.locator("#desk-ledger tfoot")).to_contain_text("+")
     expect(page.locator("#desk-train-button")).to_be_disabled()
+
+
+def test_an_instance_is_chosen_taken_over_and_revealed(
+    page_of: Callable[..., str], visit: Callable[..., Page]
+) -> None:
+    task = task_of("varied_mlp/eval/1")
+    assert task.inherited is not None
+    page = visit(page_of(partial(MLTrainerEnvironment, engine())))
+    expect(page.locator("#desk-index")).to_be_hidden()
+    page.locator("#desk-task label", has_text="Varied MLP").click()
+    index = page.locator("#desk-index input")
+    expect(index).to_be_visible()
+    index.fill("99")
+    page.click("#desk-start-button")
+    said(page, "begin", "must be 0 to 47 in eval")
+    page.click("#desk-surprise-button")
+    expect(index).not_to_have_value("99")
+    index.fill("1")
+    start(page)
+    said(page, "begin", "somebody else has trained")
+    expect(page.locator("#desk-summary")).to_contain_text("learns from")
+    expect(page.locator("#desk-dropout input")).to_have_value(f"{task.inherited.config.dropout:g}")
+    expect(page.locator("#desk-summary")).not_to_contain_text("What was hidden")
+    page.click("#desk-train-button")
+    said(page, "action", "Trained 10 epochs")
+    grows_to(page, task.inherited.epochs + 10)
+    page.click("#desk-submit-button")
+    grade = page.locator("#desk-summary .desk-grade")
+    expect(grade).to_contain_text("What was hidden")
+    expect(grade).to_contain_text(f"{task.hidden['multiplier']:g}")
+    expect(page.locator("#desk-legend")).to_contain_text("recipes of the pool")
 
 
 def test_the_curve_grows_with_every_epoch_while_training_goes_on(
