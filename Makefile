@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine soak ranking calibrate freeze lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances soak ranking calibrate freeze lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -48,6 +48,9 @@ bench-sessions: data ## many sessions at once: throughput, sharing, forks; last 
 
 bench-machine: data ## what one server feeds: a simulated machine of many cores; last line is JSON
 	@$(PY) benchmarks/farm.py $(ARGS)
+
+bench-instances: data ## seconds of an episode of the families, on one core
+	@$(PY) benchmarks/instances.py $(ARGS)
 
 soak: data ## ten minutes of many clients, killed workers and vanishing clients
 	@$(PY) benchmarks/soak.py $(ARGS)

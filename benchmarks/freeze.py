@@ -19,10 +19,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from statistics import fmean, median, stdev
-from typing import NamedTuple
+from statistics import correlation, fmean, median, stdev
+from typing import Any, NamedTuple
+
+from rich.table import Table
 
 from ml_trainer_env import frozen
+from ml_trainer_env.agents.moves import SUBMIT
 from ml_trainer_env.agents.pool import POOL, playing
 from ml_trainer_env.frozen import Measured
 from ml_trainer_env.models import Grade, TrainingConfig
@@ -39,6 +42,7 @@ from ml_trainer_env.task_ids import (
     InstanceId,
 )
 from ml_trainer_env.task_ids import instances as all_instances
+from ml_trainer_env.terminal import stdout
 
 LEAST_RANGE = 0.08
 MOST_DEVIATION = 0.02
@@ -67,14 +71,16 @@ def _runner() -> Runner:
     return process.inline_runner()
 
 
-def play(task: Task, recipe: TrainingConfig, seed: int) -> Played:
-    """The recipe to the end of the budget; after a divergence at a third of the rate."""
+def play(task: Task, recipe: TrainingConfig, seed: int, at_most: int | None = None) -> Played:
+    """The recipe to the end of the budget, or for `at_most` epochs."""
     runner = _runner()
     start = runs.begin(task.workload, seed, runner.engine())
     episode = Episode(task, situation.first(task, start, runner), runner)
     policy = playing(recipe)
     while not episode.done:
-        tool, arguments = policy(episode.get_training_status())
+        status = episode.get_training_status()
+        enough = at_most is not None and status.current_epoch >= at_most
+        tool, arguments = SUBMIT if enough else policy(status)
         tools.call(episode, tool, arguments)
     grade = episode.now.grade
     assert isinstance(grade, Grade)
@@ -144,6 +150,43 @@ def freeze(family: Family, splits: list[str], processes: int, most: int | None) 
     print(json.dumps({"family": family, "measured": len(wanted), "s": time.time() - began}))
 
 
+def report(family: Family) -> None:
+    """What the frozen runs say of the family: how each recipe does, and how validation does."""
+    table = Table(
+        "split", "instances", "high - low", "candidates drawn", "best recipe, in hindsight"
+    )
+    results: dict[str, Any] = {"family": family}
+    lines = list(frozen.table(family).values())
+    for split in SPLITS:
+        of = [line for line in lines if line.split == split]
+        if not of:
+            continue
+        means = [fmean(_score(line, n) for line in of) for n in range(len(POOL))]
+        best = max(range(len(POOL)), key=means.__getitem__)
+        ranges = [line.high - line.low for line in of]
+        drawn = fmean(line.candidate + 1 for line in of)
+        told = f"{means[best]:.2f}, rate {POOL[best].learning_rate:g}"
+        spread = f"{fmean(ranges):.2f} ({min(ranges):.2f} to {max(ranges):.2f})"
+        table.add_row(split, str(len(of)), spread, f"{drawn:.2f}", told)
+        results[split] = {"instances": len(of), "means": [round(mean, 3) for mean in means]}
+    correlations = [_correlation(line) for line in lines]
+    results["correlation_median"] = round(median(correlations), 4)
+    results["correlation_least"] = round(min(correlations), 4)
+    results["winners"] = len({line.winner for line in lines})
+    stdout().print(table)
+    print(json.dumps(results))
+
+
+def _score(line: Measured, recipe: int) -> float:
+    return Scale(line.low, line.high).accuracy(line.test[recipe] or 0.0)
+
+
+def _correlation(line: Measured) -> float:
+    """Of best validation and hidden-test accuracy over the recipes of an instance."""
+    val = [max((v for v in curve if v is not None), default=0) / 1000 for curve in line.val]
+    return correlation(val, [test or 0.0 for test in line.test])
+
+
 def _sort(file: Path) -> None:
     """By split and index: the order of measuring is chance."""
     lines = [Measured.model_validate_json(text) for text in file.read_text().splitlines()]
@@ -160,7 +203,11 @@ def main() -> int:
     parser.add_argument("--splits", default=",".join(SPLITS))
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--most", type=int, help="instances, then stop")
+    parser.add_argument("--report", action="store_true", help="measure nothing, show what is there")
     options = parser.parse_args()
+    if options.report:
+        report(options.family)
+        return 0
     freeze(options.family, options.splits.split(","), options.processes, options.most)
     return 0
 

@@ -181,7 +181,7 @@ def test_nothing_trained_scores_nothing(env: MLTrainerEnvironment, family: Famil
 def test_the_twentieth_call_submits(env: MLTrainerEnvironment) -> None:
     env.reset(task_id=fresh("varied_mlp"))
     env.call("configure_training", {})
-    env.call("run_epochs", {"num_epochs": 1})
+    status = env.call("run_epochs", {"num_epochs": 1})
     for number in range(3, INSTANCE_TOOL_CALLS + 1):
         status = env.call("adjust_learning_rate", {"new_lr": 0.001 * number})
     assert status.done
@@ -197,7 +197,7 @@ def test_a_fork_and_a_resumed_episode_go_on_where_the_run_stood(
     env.reset(task_id=inherited(family), seed=2)
     env.call("run_epochs", {"num_epochs": 2})
     key = env.state.key
-    other = MLTrainerEnvironment(runner, saved=env._saved)  # pyright: ignore[reportPrivateUsage]
+    other = MLTrainerEnvironment(runner, saved=env._saved)
     try:
         forked = other.reset(fork_of=key).status
         assert forked.current_epoch == env.state.current_epoch
