@@ -25,6 +25,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 INSTANCES: dict[Split, int] = {"train": 200, "validation": 24, "eval": 48}
 ENDLESS_FROM = 1000  # of train: drawn without end, without a frozen scale
 MAX_INDEX = 9_999_999_999
+MOST_NAMED = 10_000  # by one name
 
 _INDEX = {  # as INSTANCES has them, for JSON schemas: a test compares the two
     "train": "[0-9]|[1-9][0-9]|1[0-9][0-9]|[1-9][0-9]{3,9}",
@@ -35,7 +36,9 @@ _PLACES = "|".join(f"{split}/({numbers})" for split, numbers in _INDEX.items())
 PATTERN = f"^({'|'.join(FAMILIES)})/({_PLACES})$"
 EXAMPLE = "varied_mlp/eval/7"
 
-InstanceName = Annotated[str, Field(pattern=PATTERN, examples=[EXAMPLE])]
+_RANGES = "train 0 to 199 and 1000 on, validation 0 to 23, eval 0 to 47"
+
+InstanceName = Annotated[str, Field(pattern=PATTERN, examples=[EXAMPLE], description=_RANGES)]
 TaskId = ClassicId | InstanceName
 Chosen = TaskId | Family  # of a family the seed chooses: an instance of train, drawn without end
 
@@ -104,9 +107,11 @@ def named(text: str) -> list[TaskId]:
         return [text]
     place, _, numbers = text.rpartition("/")
     if place in GROUPS and (bounds := re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", numbers)):
-        found = [f"{place}/{index}" for index in range(int(bounds[1]), int(bounds[2]) + 1)]
-        if found and all(map(instance_id, found)):
-            return [*found]
+        first, last = int(bounds[1]), int(bounds[2])
+        if 0 <= last - first < MOST_NAMED:
+            found = [f"{place}/{index}" for index in range(first, last + 1)]
+            if all(map(instance_id, found)):
+                return [*found]
     raise ValueError(
         f"no task is named {text}; known: {', '.join(CLASSIC_IDS)}, instances such as {EXAMPLE}, "
         f"splits such as varied_mlp/eval, and parts of them such as varied_mlp/eval/0-11"

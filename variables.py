@@ -146,8 +146,11 @@ def explained(error: ValidationError, prefix: str = "") -> SettingsError:
 
     Validators of our own decide what their message shows; pydantic's get the value added.
     """
-    fault = error.errors(include_url=False)[0]
+    fault, *others = error.errors(include_url=False)
     told = fault["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    for other in others:  # a value that may be of several kinds has a fault for each
+        if other["loc"][:1] == fault["loc"][:1]:
+            told += other["msg"].replace("Input should", ", or should", 1)
     if fault["type"] != "value_error":
         told += f"; got {repr(fault['input'])[:SHOWN]}"
     variable = f"{prefix}{fault['loc'][0]}".upper() if fault["loc"] else ""

@@ -43,6 +43,11 @@ class Trial:
         self.earned = earned  # the rewards on the way here, a fork's parents included
         self._attempt = attempt
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the one submission of the attempt was made, here or in another session."""
+        return self._attempt.ended is not None
+
     def call(self, tool: str, /, **arguments: Any) -> TrainingStatus:
         """Call a tool of the environment. Raises `Refused`."""
         return self._attempt.call(self, tool, arguments)

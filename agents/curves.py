@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tensorboard.summary import Writer
 
-from ml_trainer_env.agents.records import Called, Ended, Header, Line
+from ml_trainer_env.agents.records import Called, Ended, Header, Line, Opened
 from ml_trainer_env.models import EpochRecord, TrainingStatus
 
 EVENTS = "*/events.out.tfevents.*"  # how TensorBoard finds its files
@@ -30,6 +30,9 @@ class TensorBoardCurves:
         if isinstance(line, Header):
             for left in self._folder.glob(EVENTS):
                 left.unlink(missing_ok=True)
+        elif isinstance(line, Opened):
+            for report in line.epochs:  # of a run that is taken over
+                _add_epoch(self._writer(line.session), report.record)
         elif isinstance(line, Called) and line.status is not None:
             writer = self._writer(line.session)
             for report in line.epochs:

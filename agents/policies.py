@@ -13,10 +13,12 @@ from ml_trainer_env.models import (
     BatchSize,
     Optimizer,
     Schedule,
+    TrainingConfig,
     TrainingStatus,
 )
 
 PIECE = 5  # epochs a call, so that records show the curve
+NAIVE = TrainingConfig(optimizer="adam", learning_rate=0.001, batch_size=64)
 
 
 def follow(attempt: Attempt, policy: Policy) -> None:
@@ -28,13 +30,13 @@ def follow(attempt: Attempt, policy: Policy) -> None:
 
 
 def nothing(attempt: Attempt) -> None:
-    """Submits the untrained network."""
+    """Submits the network as it is given."""
     follow(attempt, lambda status: SUBMIT)
 
 
 def naive(attempt: Attempt) -> None:
     """The usual first try: adam at 0.001, nothing else, the whole budget."""
-    follow(attempt, _naive)
+    follow(attempt, playing(NAIVE, PIECE))
 
 
 def reference(attempt: Attempt) -> None:
@@ -45,24 +47,38 @@ def reference(attempt: Attempt) -> None:
 def chance(attempt: Attempt) -> None:
     """Any tool with any arguments, until it happens to submit."""
     source = random.Random(f"{attempt.task_id} {attempt.seed}")
-    follow(attempt, lambda status: _any_move(source, status))
+
+    def move(status: TrainingStatus) -> Move:
+        return _any_move(source, status, trained=status.remaining_budget < attempt.budget)
+
+    follow(attempt, move)
 
 
-def _naive(status: TrainingStatus) -> Move:
-    if status.current_config is None:
-        return configure(optimizer="adam", learning_rate=0.001, batch_size=64)
-    if status.is_diverged:
-        return cooled(status.current_config)
-    if status.remaining_budget == 0:
-        return SUBMIT
-    return run(min(PIECE, status.remaining_budget))
+def playing(recipe: TrainingConfig, piece: int = MAX_EPOCHS_PER_CALL) -> Policy:
+    """The recipe to the end of the budget, `piece` epochs a call; after a divergence at a third of
+    the rate.
+    """
+    configured = False
+
+    def move(status: TrainingStatus) -> Move:
+        nonlocal configured
+        if not configured:
+            configured = True
+            return configure(**recipe.model_dump(exclude_unset=True))
+        if status.is_diverged and status.current_config:
+            return cooled(status.current_config)
+        if status.remaining_budget == 0:
+            return SUBMIT
+        return run(min(piece, status.remaining_budget))
+
+    return move
 
 
-def _any_move(source: random.Random, status: TrainingStatus) -> Move:
+def _any_move(source: random.Random, status: TrainingStatus, *, trained: bool) -> Move:
     """Uniform over the tools that may be called here, and over what they take; rates and decay
     log-uniform, as in a random search.
 
-    Submitting the untrained network is left to `nothing`.
+    Submitting a network that it has not trained is left to `nothing`.
     """
     options: dict[str, Any] = {
         "optimizer": source.choice(get_args(Optimizer)),
@@ -89,6 +105,6 @@ def _any_move(source: random.Random, status: TrainingStatus) -> Move:
     ]
     if status.remaining_budget and not status.is_diverged:
         moves.append(run(source.randint(1, MAX_EPOCHS_PER_CALL)))
-    if status.current_epoch:
+    if trained:
         moves.append(SUBMIT)
     return source.choice(moves)

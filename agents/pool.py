@@ -13,10 +13,9 @@ from __future__ import annotations
 from functools import cache
 
 from ml_trainer_env.agents.attempt import Attempt
-from ml_trainer_env.agents.moves import SUBMIT, Move, Policy, configure, cooled, run
-from ml_trainer_env.agents.policies import follow, reference
+from ml_trainer_env.agents.policies import follow, playing, reference
 from ml_trainer_env.frozen import measured, table
-from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TrainingConfig, TrainingStatus
+from ml_trainer_env.models import TrainingConfig
 from ml_trainer_env.task_ids import Family, instance_id
 
 COUNT = 16
@@ -58,24 +57,6 @@ def oracle(attempt: Attempt) -> None:
         return
     line = measured(of)
     follow(attempt, playing(POOL[line.winner if line else best_constant(of.family)]))
-
-
-def playing(recipe: TrainingConfig) -> Policy:
-    """The recipe to the end of the budget; after a divergence at a third of the rate."""
-    configured = False
-
-    def move(status: TrainingStatus) -> Move:
-        nonlocal configured
-        if not configured:
-            configured = True
-            return configure(**recipe.model_dump(exclude_unset=True))
-        if status.remaining_budget == 0:
-            return SUBMIT
-        if status.is_diverged and status.current_config:
-            return cooled(status.current_config)
-        return run(min(MAX_EPOCHS_PER_CALL, status.remaining_budget))
-
-    return move
 
 
 @cache

@@ -3,7 +3,7 @@
 An epoch at a rate that is far too low, then at ever higher ones, all on the same weights, so none
 is lost: in long strides as long as nothing happens, then in short steps, until the loss falls by
 much less than at the rate before. A run that was taken over says by its own curve where to begin:
-it has learned, so its rate was a sane one, or it has not, so its rate was dead.
+at its rate if it has learned, far above if it has not.
 """
 
 # pyright: strict
@@ -24,17 +24,17 @@ SLOWER = 0.6  # of the fall at the rate before: this one is too high
 RISEN = 0.3  # nats of the training loss above the last validation loss: so is this one
 SHARE = 0.25  # of the budget, at most
 LEARNED = 0.1  # nats by which the loss of a run that was taken over has fallen, if it learned
-CAUTIOUS = 4.0  # what such a run's rate is multiplied by
+MOST = 6  # epochs, of two calls each
 
 
 def find_rate(trial: Trial) -> float:
     """A good learning rate of AdamW for this network, which trains a few epochs meanwhile."""
     status, taken_over = trial.status, trial.status.current_config
-    if taken_over and _has_learned(status):
-        return min(HIGHEST, taken_over.learning_rate * CAUTIOUS)
+    learned = taken_over is not None and _has_learned(status)
     rate = FIRST
-    if taken_over:  # what kept it from learning: the decay of its weights, or its rate
-        rate = taken_over.learning_rate * (1 if taken_over.weight_decay else STRIDE)
+    if taken_over:  # what kept one from learning: the decay of its weights, or its rate
+        sane = learned or taken_over.weight_decay
+        rate = min(HIGHEST, taken_over.learning_rate * (1 if sane else STRIDE))
     trial.call(
         "configure_training",
         optimizer="adamw",
@@ -45,7 +45,7 @@ def find_rate(trial: Trial) -> float:
         dropout=0.0,
         augmentation=False,
     )
-    return _climb(trial, rate, int(SHARE * status.remaining_budget))
+    return _climb(trial, rate, STEP if learned else STRIDE)
 
 
 def _has_learned(status: TrainingStatus) -> bool:
@@ -53,19 +53,21 @@ def _has_learned(status: TrainingStatus) -> bool:
     return len(losses) > 1 and losses[0] - min(losses) > LEARNED
 
 
-def _climb(trial: Trial, rate: float, epochs: int) -> float:
-    """The last rate before the one that was too high."""
+def _climb(trial: Trial, rate: float, stride: float) -> float:
+    """The last rate before the one that was too high; `stride` up while nothing happens."""
     good, fastest, before = rate, 0.0, trial.status.val_loss
-    for _ in range(epochs):
+    most = min(int(SHARE * trial.status.remaining_budget), MOST)
+    for number in range(most):
+        if number:
+            trial.call("adjust_learning_rate", new_lr=rate)
         status = trial.run(1)
         if status.is_diverged or status.train_loss is None or status.val_loss is None:
             return good / STEP
         start = max(status.train_loss, GUESSING) if before is None else before
         fall = start - status.val_loss
         too_high = status.train_loss > start + RISEN
-        if fastest > DEAD and (too_high or fall < SLOWER * fastest):
+        if too_high or (fastest > DEAD and fall < SLOWER * fastest):
             return good
         good, fastest, before = rate, max(fastest, fall), status.val_loss
-        rate = min(HIGHEST, rate * (STRIDE if fall < DEAD else STEP))
-        trial.call("adjust_learning_rate", new_lr=rate)
+        rate = min(HIGHEST, rate * (stride if fall < DEAD else STEP))
     return good

@@ -50,7 +50,7 @@ def tpe(attempt: Attempt) -> None:
         value, pruned = _rungs(trial, asked, epochs)
         state = optuna.trial.TrialState.PRUNED if pruned else None
         study.tell(asked, None if pruned else value, state=state)
-        if attempt.remaining - epochs < reserve:
+        if attempt.ended or attempt.remaining - epochs < reserve:
             break
         trial = attempt.begin()
     _finish(attempt, max(attempt.trials, key=merit))
@@ -95,6 +95,8 @@ def population(attempt: Attempt) -> None:
         for member in members:
             train(member, epochs)
         members.sort(key=merit, reverse=True)
+        if attempt.ended:
+            return
         if generation < generations - 1:
             members[-1] = attempt.fork(members[0])
             _perturb(members[-1], source)
@@ -111,7 +113,7 @@ def merit(trial: Trial) -> float:
 
 def train(trial: Trial, epochs: int) -> None:
     """Train; a divergence takes its epoch and a lower rate."""
-    while epochs > 0:
+    while epochs > 0 and not trial.is_over:  # the last call of a session submits
         if trial.status.is_diverged and trial.status.current_config:
             move = cooled(trial.status.current_config)
             trial.call(move.tool, **move.arguments)
@@ -124,10 +126,13 @@ def _finish(attempt: Attempt, best: Trial) -> None:
     peak, epochs = best.status.current_config.learning_rate, attempt.remaining
     pieces = min(ANNEALING, epochs, (best.status.tool_calls_left - 2) // CALLS_A_STEP)
     for piece in range(pieces):
+        if best.is_over:
+            return
         height = 0.5 * (1 + math.cos(math.pi * piece / pieces))
         best.call("adjust_learning_rate", new_lr=peak * height)
         train(best, epochs * (piece + 1) // pieces - epochs * piece // pieces)
-    best.call("submit_model")
+    if not best.is_over:
+        best.call("submit_model")
 
 
 def _study(sampler: optuna.samplers.BaseSampler) -> optuna.Study:

@@ -32,7 +32,9 @@ from ml_trainer_env.models import Grade, TrainingConfig
 from ml_trainer_env.server import families, instances, runs
 from ml_trainer_env.server.episode import situation, tools
 from ml_trainer_env.server.episode.episode import Episode
+from ml_trainer_env.server.episode.situation import Situation
 from ml_trainer_env.server.runs import Scale
+from ml_trainer_env.server.runtime.asking import Asker
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.task_ids import (
@@ -74,8 +76,8 @@ def _runner() -> Runner:
 def play(task: Task, recipe: TrainingConfig, seed: int, at_most: int | None = None) -> Played:
     """The recipe to the end of the budget, or for `at_most` epochs."""
     runner = _runner()
-    start = runs.begin(task.workload, seed, runner.engine())
-    episode = Episode(task, situation.first(task, start, runner), runner)
+    untrained = Situation(runs.begin(task.workload, seed, runner.engine()))
+    episode = Episode(task, situation.first(task, untrained, runner, Asker()), runner)
     policy = playing(recipe)
     while not episode.done:
         status = episode.get_training_status()
@@ -194,7 +196,9 @@ def _sort(file: Path) -> None:
     def place(line: Measured) -> tuple[str, int]:
         return line.split, line.index
 
-    file.write_text("".join(f"{line.model_dump_json()}\n" for line in sorted(lines, key=place)))
+    aside = file.with_suffix(".sorted")
+    aside.write_text("".join(f"{line.model_dump_json()}\n" for line in sorted(lines, key=place)))
+    aside.replace(file)  # so that whoever reads or interrupts finds it whole
 
 
 def main() -> int:

@@ -120,8 +120,8 @@ class Row:
 
     @property
     def interval(self) -> Interval:
-        """95% of the mean score."""
-        return bootstrap(self.scores)
+        """95% of the mean score. Seeds of one instance count as one: as their mean."""
+        return bootstrap(_by_instance((r.task_id, r.score) for r in self.results))
 
 
 class Found(NamedTuple):
@@ -177,9 +177,20 @@ def groups(found: Sequence[Row]) -> list[str]:
 def paired(lower: Row, higher: Row) -> list[float]:
     """By how much one scores above the other, task by task and seed by seed, where both did."""
     scores = {(r.task_id, r.seed): r.score for r in lower.results}
-    return [
-        r.score - scores[r.task_id, r.seed] for r in higher.results if (r.task_id, r.seed) in scores
-    ]
+    return _by_instance(
+        (r.task_id, r.score - scores[r.task_id, r.seed])
+        for r in higher.results
+        if (r.task_id, r.seed) in scores
+    )
+
+
+def _by_instance(values: Iterable[tuple[TaskId, float]]) -> list[float]:
+    """The means over the seeds of each instance; of a classic task the values themselves."""
+    of: defaultdict[TaskId, list[float]] = defaultdict(list)
+    single: list[float] = []
+    for task_id, value in values:
+        (of[task_id] if instance_id(task_id) else single).append(value)
+    return [*single, *(float(np.mean(each)) for each in of.values())]
 
 
 def _place(result: Result) -> tuple[int, int]:

@@ -58,6 +58,15 @@ class Ranges:
     taken_over: dict[Start, tuple[int, int]]  # epochs of an inherited run
 
 
+OLD_RATES: dict[Start, tuple[float, float]] = {  # of Adam, at a multiplier of 1
+    "dead_rate": (1e-9, 5e-6),
+    "annealed": (3e-5, 5e-3),
+    "decayed": (1e-4, 2e-2),
+    "held_back": (3e-5, 5e-3),
+    "overfitted": (1e-4, 1e-2),
+}
+
+
 def _taken_over(short: tuple[int, int], long: tuple[int, int]) -> dict[Start, tuple[int, int]]:
     return {
         "dead_rate": short,
@@ -200,32 +209,25 @@ def _shape(draw: Draw, family: Family) -> Shape:
 def _inherited(draw: Draw, start: Start, ranges: Ranges, multiplier: float) -> Inherited | None:
     """What somebody has done to the run before the agent gets it.
 
-    The rates are what they are for a multiplier of 1, so that each start is what its name says,
-    but drawn over a decade: otherwise they would tell the multiplier.
+    The rates are what they are for a multiplier of 1, so that each start is what its name says, but
+    drawn over two to four decades: else they would tell the multiplier.
     """
-
-    def rate(low: float, high: float) -> float:
-        return min(10.0, float(f"{draw.log_uniform('old rate', low, high) / multiplier:.2g}"))
-
+    low, high = OLD_RATES[start] if start != "fresh" else (1.0, 1.0)
+    drawn = draw.log_uniform("old rate", low, high) / multiplier
+    rate = min(10.0, float(f"{drawn:.2g}"))
     match start:
         case "fresh":
             return None
         case "dead_rate":
-            config = TrainingConfig(learning_rate=rate(3e-7, 5e-6))
+            config = TrainingConfig(learning_rate=rate)
         case "annealed":
-            config = TrainingConfig(
-                optimizer="adamw", learning_rate=rate(1e-4, 1e-3), lr_schedule="cosine"
-            )
+            config = TrainingConfig(optimizer="adamw", learning_rate=rate, lr_schedule="cosine")
         case "decayed":
-            decay = draw.one_of("old decay", (0.1, 0.3, 1.0))
-            config = TrainingConfig(learning_rate=rate(3e-4, 3e-3), weight_decay=decay)
+            config = TrainingConfig(optimizer="adamw", learning_rate=rate, weight_decay=1.0)
         case "held_back":
             config = TrainingConfig(
-                learning_rate=rate(1e-4, 1e-3),
-                dropout=0.5,
-                augmentation=True,
-                augmentation_strength=1.0,
+                learning_rate=rate, dropout=0.5, augmentation=True, augmentation_strength=1.0
             )
         case "overfitted":
-            config = TrainingConfig(learning_rate=rate(3e-4, 3e-3))
+            config = TrainingConfig(learning_rate=rate)
     return Inherited(config, draw.whole("old epochs", *ranges.taken_over[start]))

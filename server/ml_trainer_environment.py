@@ -36,7 +36,8 @@ from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.episode.played import REMEMBERED, Played
 from ml_trainer_env.server.episode.situation import Situation
 from ml_trainer_env.server.instances import task_of
-from ml_trainer_env.server.runtime.asking import never
+from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runtime.asking import Asker, bell_of, never
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.session.mcp_tools import DirectClient, EpisodeTool
@@ -44,6 +45,7 @@ from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.session.reset_options import ResetOptions
 from ml_trainer_env.server.session.saved import Held, Saved, SavedEpisodes
 from ml_trainer_env.server.session.waiting import Stop, in_thread, nothing
+from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
 from ml_trainer_env.task_ids import SPLITS, Split, TaskId, listed
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
@@ -103,7 +105,7 @@ class MLTrainerEnvironment(MCPEnvironment):
         self._saved = saved or process.saved_episodes()
         self._places = places
         self._run: _Run | None = None
-        self.attempts: Counter[tuple[str, int]] = Counter()  # episodes begun, by task and seed
+        self.attempts: Counter[tuple[str, int | None]] = Counter()  # episodes begun: `_counted`
         self._closed = False
         self._lock = threading.Lock()
 
@@ -120,16 +122,23 @@ class MLTrainerEnvironment(MCPEnvironment):
         A training in progress is stopped at its next epoch boundary and waited for.
         Raises `InvalidArguments`, and `NoPlace` when the server is full.
         """
-        given = {"seed": seed, "episode_id": episode_id, **options}
+        return self._reset({"seed": seed, "episode_id": episode_id, **options})
+
+    def _reset(self, given: Mapping[str, Any], stop: tools.Stop = never) -> StatusObservation:
+        """`stop` ends the training of a run that is to be taken over, and with it the reset."""
         wanted = validate(ResetOptions, given, subject="reset")
         runner = self._runner or self._find_runner()
         self._take_place()
         held = self._saved.take_over(wanted.resume) if wanted.resume else None
         try:
-            saved = self._first(wanted, runner)
+            saved = self._first(wanted, partial(process.begin, runner.engine()))
             own = self._run and self._run.held
             held = held or self._saved.hold(wanted.episode_id, instead_of=own)
             self._abandon()
+            if not wanted.going_on:
+                asker = Asker(lambda: stop() or self._closed, bell=bell_of(stop))
+                now = situation.first(saved.task, saved.now, runner, asker)
+                saved = replace(saved, now=now)
             episode = self._started(saved, held, runner)
         except BaseException:
             if held:
@@ -138,19 +147,19 @@ class MLTrainerEnvironment(MCPEnvironment):
         status = episode.get_training_status() if wanted.going_on else episode.opening()
         return StatusObservation(status=status, done=False, reward=None)
 
-    def _first(self, wanted: ResetOptions, runner: Runner) -> Saved:
+    def _first(self, wanted: ResetOptions, begin: Callable[[Task, int], Run]) -> Saved:
         """Where the new episode begins: on a task, or where that of the given key stands."""
-        begin = partial(process.begin, runner.engine())
         if wanted.going_on:
             option, key = wanted.going_on
             saved = self._saved.find(key, option, begin)
         else:
             task = wanted.chosen_task()
-            start = situation.first(task, begin(task, wanted.seed), runner)
-            saved = Saved("", task, wanted.seed, start)
+            saved = Saved("", task, wanted.seed, Situation(begin(task, wanted.seed)))
         if wanted.resume:
             return saved
-        attempt = self.attempts[saved.task.task_id, saved.seed] + 1
+        attempt = self.attempts[_counted(saved)] + 1
+        if saved.task.hidden:  # what the attempts of a fork's parent have shown it, it knows
+            attempt = max(attempt, saved.now.attempt)
         return replace(saved, now=replace(saved.now, attempt=attempt))
 
     def _started(self, saved: Saved, held: Held, runner: Runner) -> Episode:
@@ -172,7 +181,7 @@ class MLTrainerEnvironment(MCPEnvironment):
             if held.over:
                 raise ActionError(RESUMED)
             self._run = _Run(episode, held, saved.seed)
-            key = saved.task.task_id, saved.seed
+            key = _counted(saved)
             self.attempts[key] = max(self.attempts[key], saved.now.attempt)
             self._saved.save(held, saved)
         return episode
@@ -180,7 +189,8 @@ class MLTrainerEnvironment(MCPEnvironment):
     async def reset_async(
         self, /, seed: int | None = None, episode_id: str | None = None, **options: Any
     ) -> StatusObservation:
-        return await in_thread(partial(self.reset, seed, episode_id, **options))
+        given = {"seed": seed, "episode_id": episode_id, **options}
+        return await in_thread(partial(self._reset, given), Stop())
 
     def call(
         self, name: str, arguments: Mapping[str, Any], stop: tools.Stop = never
@@ -385,6 +395,13 @@ class MLTrainerEnvironment(MCPEnvironment):
 
     def _validate_tool_names(self, mcp_server: Any) -> None:
         """The names are a constant that a test checks; asking FastMCP would cost an event loop."""
+
+
+def _counted(saved: Saved) -> tuple[str, int | None]:
+    """What counts as the same attempt: the task and its seed; an instance hides the same whatever
+    the seed.
+    """
+    return saved.task.task_id, None if saved.task.hidden else saved.seed
 
 
 def _known(split: str) -> Split:

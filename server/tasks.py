@@ -1,9 +1,9 @@
 """What a task is, the three classic ones, and the graders: plain data and pure functions.
 
-Guarantees: the score is in 0..1 and depends on the epoch history alone, never on the calls that
-led to it; it belongs to one checkpoint, the one worth most on validation (earliest on a tie),
-whose accuracy and gap are taken from the same epoch; without a finished epoch it is 0; no NaN comes
-out.
+Guarantees: the score is in 0..1 and depends on the epoch history alone (of an instance, on the
+hidden-test accuracy of the checkpoint that it chooses), never on the calls that led to it; it
+belongs to one checkpoint, the one worth most on validation (earliest on a tie), whose accuracy and
+gap are taken from the same epoch; without a finished epoch it is 0; no NaN comes out.
 A changed number in this file is a new `version` of its task.
 """
 

@@ -119,7 +119,8 @@ def _rule(name: str, schema: Mapping[str, Any]) -> str:
         case "number":
             return f"must be a number{_bounds(name, schema)}"
         case "string" if "examples" in schema:
-            return f"must be like {json.dumps(schema['examples'][0])}"
+            more = f" ({schema['description']})" if "description" in schema else ""
+            return f"must be like {json.dumps(schema['examples'][0])}{more}"
         case "string":
             least, most = schema.get("minLength", 0), schema.get("maxLength")
             return "must be a string" + (f" of {least} to {most} characters" if most else "")

@@ -33,7 +33,7 @@ from ml_trainer_env.server.episode.schedules import RunningSchedule, after_chang
 from ml_trainer_env.server.episode.signals import convergence_signal
 from ml_trainer_env.server.episode.situation import Situation, plan
 from ml_trainer_env.server.runs import Run
-from ml_trainer_env.server.runtime.asking import Asker, Bell, Rings, never
+from ml_trainer_env.server.runtime.asking import Asker, Bell, bell_of, never
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError
@@ -201,7 +201,7 @@ class Episode:
         self, now: Situation, epochs: int, stop: Callable[[], bool]
     ) -> tuple[Situation, tuple[EpochReport, ...]]:
         """`now` after at most `epochs` epochs: fewer when stopped, abandoned or diverged."""
-        self._bell = stop.bell if isinstance(stop, Rings) else Bell()
+        self._bell = bell_of(stop)
 
         def gone() -> bool:
             return stop() or self._abandoned.is_set()

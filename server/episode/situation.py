@@ -32,16 +32,17 @@ class Situation:
         return self.training.epoch
 
 
-def first(task: Task, run: Run, runner: Runner, asker: Asker | None = None) -> Situation:
-    """Where an episode of `task` begins, `run` being untrained.
+def first(task: Task, untrained: Situation, runner: Runner, asker: Asker) -> Situation:
+    """Where an episode of `task` begins.
 
     An inherited run is trained here, as its configuration says; one that diverges on the way goes
-    on from its best checkpoint, as the engine has it.
+    on from its best checkpoint, as the engine has it. Raises `ActionError` when the asker is gone.
     """
     if task.inherited is None:
-        return Situation(run)
+        return untrained
     config, epochs = task.inherited.config, task.inherited.epochs
-    now = Situation(run, config, RunningSchedule.start(config, 0, epochs))
+    schedule = RunningSchedule.start(config, 0, epochs)
+    now, run = replace(untrained, config=config, schedule=schedule), untrained.training
     plans = [plan(now, epoch) for epoch in range(epochs)]
     while run.epoch < epochs:
         with closing(runner.train(run, plans[run.epoch :], asker)) as trained:

@@ -61,6 +61,11 @@ class Rings(Protocol):
     def __call__(self) -> bool: ...
 
 
+def bell_of(stop: Callable[[], bool]) -> Bell:
+    """That of `stop`, or one that nobody rings."""
+    return stop.bell if isinstance(stop, Rings) else Bell()
+
+
 def patience(waiting: int) -> float:
     """Seconds between two looks of one of `waiting` askers."""
     return max(PATIENCE, waiting / GLANCES)

@@ -4,7 +4,8 @@ Guarantees:
 - A worker that is killed loses what it was doing and nothing else; the next one is a fresh one.
 - Workers end with this process, however it ends. This process loads no torch for them, and nothing
   that they compute with passes through it: states are files, of which it knows the descriptors.
-- A data set is in memory once, for all of them; the first who needs it loads it.
+- A data set is in memory once, for all of them; the first who needs it loads it. (Of the families'
+  instances each worker keeps a few of its own: `engine/varied.py`.)
 """
 
 # pyright: strict

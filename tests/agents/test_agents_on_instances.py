@@ -154,19 +154,18 @@ def opening_of(inherited_losses: float, task_id: TaskId) -> list[tuple[str, dict
     return moves(played("expert", task_id, FakeRunner(script))[1])
 
 
-def test_it_raises_the_rate_of_a_run_that_learned_and_probes_one_that_was_dead() -> None:
+def test_it_begins_at_the_rate_of_a_run_that_learned_and_far_above_one_that_was_dead() -> None:
     task_id = chosen("varied_mlp", taken_over=True)
     inherited = task_of(task_id).inherited
     assert inherited is not None
     old = inherited.config.learning_rate
-    (_, learned), (then, _), *_ = opening_of(0.2, task_id)
-    assert old < learned["learning_rate"] <= 10 * old
-    assert learned["lr_schedule"] == "warmup_cosine"
-    assert then == "run_epochs"
+    (_, learned), *_ = opening_of(0.2, task_id)
+    assert learned["learning_rate"] == old
     (_, dead), *rest = opening_of(0.0, task_id)
     assert dead["learning_rate"] > 10 * old
-    assert dead["lr_schedule"] == "constant"
-    assert rest[1][0] == "adjust_learning_rate"
+    for opening in (learned, dead):
+        assert opening["lr_schedule"] == "constant"
+    assert [tool for tool, _ in rest[:3]] == ["run_epochs", "adjust_learning_rate", "run_epochs"]
 
 
 def regularised(gap: float) -> list[float]:
@@ -194,3 +193,31 @@ def test_it_undoes_a_change_that_hurt() -> None:
     _, lines = played("expert", chosen("varied_mlp", taken_over=False), FakeRunner(script))
     dropouts = [arguments["dropout"] for _, arguments in moves(lines) if "dropout" in arguments][1:]
     assert dropouts == [0.1, 0.2, 0.1]  # and no further change
+
+
+# The searches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["optuna", "halving", "pbt"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("lasting", [0, 6])
+def test_a_search_survives_divergences_that_take_all_its_calls(
+    name: str, seed: int, lasting: int
+) -> None:
+    def script(epoch: int, plan: EpochPlan) -> Metrics | None:
+        return DIVERGED if epoch > lasting else (2.0, 0.3, 0.02)
+
+    lines: list[Line] = []
+    runner, task_id = FakeRunner(script), chosen("varied_mlp", taken_over=False)
+    with Attempt(
+        name, lambda: LocalSession(MLTrainerEnvironment(runner)), task_id, seed, [lines.append]
+    ) as attempt:
+        catalogue.find(name)(attempt)
+    assert attempt.ended is not None
+    assert attempt.ended.errors == 0
+
+
+def test_the_usual_recipe_is_set_on_a_run_that_is_taken_over() -> None:
+    task_id = chosen("varied_mlp", taken_over=True)
+    (tool, arguments), *_ = moves(played("naive", task_id, FakeRunner())[1])
+    assert (tool, arguments["learning_rate"]) == ("configure_training", 0.001)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -38,7 +39,7 @@ WRITTEN_OUT = Instance(
     budget=20,
     start="annealed",
     inherited=Inherited(
-        TrainingConfig(optimizer="adamw", learning_rate=0.0023, lr_schedule="cosine"), epochs=7
+        TrainingConfig(optimizer="adamw", learning_rate=0.0007, lr_schedule="cosine"), epochs=7
     ),
     variation=Variation(
         name="varied_mlp/eval/40#7",
@@ -150,14 +151,16 @@ def test_choices_come_as_often_as_they_should(family: Family) -> None:
 
 @every_family
 def test_what_was_inherited_does_not_tell_the_multiplier(family: Family) -> None:
-    """Of runs with the same start, the rate times the multiplier goes over a decade."""
-    by_start: dict[str, list[float]] = {}
+    """Who guesses it from the rate, knowing the start, is often wrong by more than threefold."""
+    logs: dict[str, list[float]] = {}
     for each in many(family):
         assert (each.inherited is None) == (each.start == "fresh")
         if each.inherited:
             usual = each.inherited.config.learning_rate * each.variation.multiplier
-            by_start.setdefault(each.start, []).append(usual)
-    assert all(max(rates) > 8 * min(rates) for rates in by_start.values())
+            logs.setdefault(each.start, []).append(math.log10(usual))
+    for of in logs.values():
+        middle = sum(of) / len(of)
+        assert sum(abs(each - middle) > math.log10(3) for each in of) > 0.4 * len(of)
 
 
 def test_a_choice_is_not_changed_by_what_else_is_drawn() -> None:

@@ -18,7 +18,7 @@ from ml_trainer_env.task_ids import FAMILIES, INSTANCES, Family, InstanceId, Spl
 
 LEAST_RANGE, MOST_DEVIATION = 0.08, 0.02
 ELSEWHERE = 0.03  # of accuracy: what other processors' bits may make of a whole run
-PLAYED = [("varied_mlp", "eval", 5), ("varied_cnn", "eval", 0)]  # a fresh run, and any
+PLAYED = [("varied_mlp", "eval", 5), ("varied_mlp", "eval", 1), ("varied_cnn", "eval", 0)]
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -52,7 +52,8 @@ def test_the_scales_follow_from_the_runs_of_the_pool(family: Family) -> None:
 def test_each_curve_has_an_epoch_for_each_of_the_task(family: Family) -> None:
     for (split, index), line in table(family).items():
         task = task_of(str(InstanceId(family, split, index)))
-        assert {len(curve) for curve in line.val} == {task.max_epochs}
+        assert max(len(curve) for curve in line.val) == task.max_epochs  # less: no calls were left
+        assert len(line.val[line.winner]) == task.max_epochs
         assert (task.scale.low, task.scale.high) == (line.low, line.high)
 
 

@@ -6,14 +6,17 @@ The doubles train nothing; what is real is in `tests/engine/test_varied.py` and 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from fakes import FakeRunner
 
-from ml_trainer_env.frozen import measured
+from ml_trainer_env.frozen import measured, table
 from ml_trainer_env.models import INSTANCE_TOOL_CALLS, MAX_SEED, TrainingStatus
+from ml_trainer_env.server.doors.mcp import rules
 from ml_trainer_env.server.families import candidate
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
@@ -118,10 +121,13 @@ def test_nothing_hidden_is_told_before_the_grade_and_all_of_it_then(
     """Looked for by name and by value, in every answer of an episode, errors included."""
     for of in [*instances(family, "eval")[:6], InstanceId(family, "train", 1234)]:
         task = task_of(str(of))
-        values = [f"{task.hidden[name]:g}" for name in ("multiplier",)]
-        secrets = [*values, "label_noise", "multiplier", "recoloured", '"start"', '"low"']
+        numbers = (task.hidden["multiplier"], task.scale.low, task.scale.high)
+        values = [f"{number:g}" for number in numbers] + [repr(number) for number in numbers]
+        words = ["label_noise", "recoloured", "moved", '"start"', '"low"', '"high"', "frozen"]
+        secrets = [*values, *words, "estimated"]
         opened = env.reset(task_id=task.task_id).status
-        seen = [told(env, opened), json.dumps(task.card)]
+        seen = [told(env, opened), json.dumps(task.card), rules.rules("begin")]
+        seen.append(rules.opening_move("begin", task.task_id, 0))
         for name, arguments in (
             ("configure_training", {"learning_rate": 0.7}),
             ("run_epochs", {"num_epochs": 3}),
@@ -209,11 +215,79 @@ def test_a_fork_and_a_resumed_episode_go_on_where_the_run_stood(
         other.close()
 
 
+def test_another_seed_of_an_instance_is_another_attempt_at_the_same_secret(
+    env: MLTrainerEnvironment, runner: FakeRunner
+) -> None:
+    """Its grade has told what it hides, whatever the seed; and a fork may know from its parent."""
+    task_id = fresh("varied_mlp")
+    for number, seed in enumerate((0, 1, 0, 7), 1):
+        env.reset(task_id=task_id, seed=seed)
+        grade = env.call("submit_model", {}).grade
+        assert grade is not None
+        assert grade.attempt == number
+    env.reset(task_id=task_id, seed=9)
+    other = MLTrainerEnvironment(runner, saved=env._saved)
+    try:
+        other.reset(fork_of=env.state.key)
+        assert other.state.attempt == env.state.attempt == 5
+    finally:
+        other.close()
+
+
+def test_a_reset_whose_client_is_gone_takes_over_no_run(
+    env: MLTrainerEnvironment, runner: FakeRunner
+) -> None:
+    """Its training ends at the next epoch boundary, as every training does."""
+    runner.gate.clear()
+    failures: list[Exception] = []
+
+    def reset() -> None:
+        try:
+            env.reset(task_id=inherited("varied_mlp"))
+        except ActionError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=reset)
+    thread.start()
+    assert runner.started.acquire(timeout=15)
+    env.close()
+    runner.gate.set()
+    thread.join(15)
+    assert runner.advanced == 1
+    assert len(failures) == 1
+
+
+def test_the_old_training_has_ended_before_a_run_is_taken_over(
+    env: MLTrainerEnvironment, runner: FakeRunner
+) -> None:
+    env.reset(task_id=fresh("varied_mlp"))
+    env.call("configure_training", {})
+    runner.gate.clear()
+
+    def train() -> None:
+        with suppress(ActionError):
+            env.call("run_epochs", {"num_epochs": 20})
+
+    training = threading.Thread(target=train)
+    training.start()
+    assert runner.started.acquire(timeout=15)
+    resetting = threading.Thread(target=env.reset, kwargs={"task_id": inherited("varied_mlp")})
+    resetting.start()
+    runner.gate.set()
+    for thread in (training, resetting):
+        thread.join(15)
+    assert runner.most_at_once == 1
+    assert env.state.task_id == inherited("varied_mlp")
+
+
 def test_an_endless_instance_is_graded_on_an_estimated_scale() -> None:
+    lines = [line for (split, _), line in table("varied_mlp").items() if split == "train"]
     for index in (1000, 123456, 999_999_999):
         task = task_of(f"varied_mlp/train/{index}")
         assert task.hidden["scale"] == "estimated"
-        assert 0 < task.scale.low < task.scale.high < 1
+        assert min(line.low for line in lines) < task.scale.low < max(line.low for line in lines)
+        assert min(line.high for line in lines) < task.scale.high < max(line.high for line in lines)
+        assert task.scale.high - task.scale.low > 0.08
     assert task_of("varied_mlp/eval/0").hidden["scale"] == "frozen"
 
 

@@ -59,8 +59,8 @@ def mcp_server(
     server.add_tool(
         EpisodeTool.named(
             BEGIN,
-            "Begin an episode: a fresh network on one of the tasks. An unfinished episode of this "
-            "session is abandoned. The answer's message is the goal.",
+            "Begin an episode of a task, with a fresh network or a begun one. An unfinished one of "
+            "this session is abandoned. The answer's message is the goal.",
             json_schema(terms.arguments),
             _begin,
         )

@@ -82,7 +82,7 @@ class Visitor:
     ) -> None:
         self._make_environment = environment
         self._terms = terms
-        self._attempts: Counter[tuple[str, int]] = Counter()
+        self._attempts: Counter[tuple[str, int | None]] = Counter()
         self._environment: MLTrainerEnvironment | None = None
         self._patience = patience
         self._calls = 0  # in progress
