@@ -24,6 +24,7 @@ SLOWER = 0.6  # of the fall at the rate before: this one is too high
 RISEN = 0.3  # nats of the training loss above the last validation loss: so is this one
 SHARE = 0.25  # of the budget, at most
 LEARNED = 0.1  # nats by which the loss of a run that was taken over has fallen, if it learned
+KNOWING = 0.25  # val accuracy: no untrained network is so lucky
 MOST = 6  # epochs, of two calls each
 
 
@@ -50,7 +51,8 @@ def find_rate(trial: Trial) -> float:
 
 def _has_learned(status: TrainingStatus) -> bool:
     losses = [loss for loss in status.val_loss_history_last_10 if loss is not None]
-    return len(losses) > 1 and losses[0] - min(losses) > LEARNED
+    fell = len(losses) > 1 and losses[0] - min(losses) > LEARNED
+    return fell or (status.best_val_accuracy or 0.0) > KNOWING
 
 
 def _climb(trial: Trial, rate: float, stride: float) -> float:
