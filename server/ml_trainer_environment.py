@@ -35,7 +35,6 @@ from ml_trainer_env.server.episode import situation, tools
 from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.episode.played import REMEMBERED, Played
 from ml_trainer_env.server.episode.situation import Situation
-from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker, bell_of, never
 from ml_trainer_env.server.runtime.runner import Runner
@@ -44,10 +43,10 @@ from ml_trainer_env.server.session.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.session.reset_options import ResetOptions
 from ml_trainer_env.server.session.saved import Held, Saved, SavedEpisodes
+from ml_trainer_env.server.session.task_api import TaskApi
 from ml_trainer_env.server.session.waiting import Stop, in_thread, nothing
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
-from ml_trainer_env.task_ids import SPLITS, Split, TaskId, listed
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
 
 NAME = "ml_trainer_env"
@@ -66,7 +65,7 @@ class _Run:
     played: deque[Played] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
-class MLTrainerEnvironment(MCPEnvironment):
+class MLTrainerEnvironment(TaskApi, MCPEnvironment):
     """An agent runs the training of a real neural network.
 
     Action Space: `CallToolAction` with one of six tools (`server/episode/tools.py`), and
@@ -340,30 +339,6 @@ class MLTrainerEnvironment(MCPEnvironment):
             self._places.leave(self)
         super().close()
 
-    # OpenEnv's task API ----------------------------------------------------------------------
-
-    def list_splits(self) -> list[str]:
-        return list(SPLITS)
-
-    def list_tasks(self, split: str) -> list[dict[str, Any]]:
-        return self.get_task_range(split)
-
-    def num_tasks(self, split: str) -> int:
-        return len(listed(_known(split)))
-
-    def get_task(self, split: str, index: int) -> dict[str, Any]:
-        """Raises IndexError: OpenEnv's sign for an index out of range."""
-        tasks = listed(_known(split))
-        if not 0 <= index < len(tasks):
-            raise IndexError(f"index: must be 0 to {len(tasks) - 1}")
-        return _card(tasks[index], index)
-
-    def get_task_range(
-        self, split: str, start: int | None = None, stop: int | None = None
-    ) -> list[dict[str, Any]]:
-        tasks = listed(_known(split))
-        return [_card(tasks[index], index) for index in range(len(tasks))[start:stop]]
-
     # Inside ----------------------------------------------------------------------------------
 
     @property
@@ -402,18 +377,6 @@ def _counted(saved: Saved) -> tuple[str, int | None]:
     the seed.
     """
     return saved.task.task_id, None if saved.task.hidden else saved.seed
-
-
-def _known(split: str) -> Split:
-    """Raises `InvalidArguments`."""
-    for known in SPLITS:
-        if split == known:
-            return known
-    raise InvalidArguments(f"split: must be one of {', '.join(SPLITS)}")
-
-
-def _card(task_id: TaskId, index: int) -> dict[str, Any]:
-    return task_of(task_id).card | {"index": index}
 
 
 def _error_type(error: ActionError) -> ToolErrorType:
