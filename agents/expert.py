@@ -46,7 +46,7 @@ OPENING_RATE = 0.003
 
 TUNER_LOOKS = 5
 TUNER_NOTCH = 1
-ABOVE = 1.5  # times the rate that the range test found: annealing forgives a high one
+ABOVE = 2.0  # times the rate that the range test found: annealing forgives a high one
 HURT = 0.02  # of val accuracy
 WRONG_LABELS = -0.05  # a gap that no clean training set has
 SPARE_CALLS = 4  # with fewer left it only trains on

@@ -22,6 +22,7 @@ STRIDE, STEP = 30.0, 4.0  # up, while nothing happens, and once something does
 DEAD = 0.06  # nats; a loss that fell by less has not moved
 SLOWER = 0.6  # of the fall at the rate before: this one is too high
 RISEN = 0.3  # nats of the training loss above the last validation loss: so is this one
+RISING = 0.03  # nats of the validation loss: and this one
 SHARE = 0.25  # of the budget, at most
 LEARNED = 0.1  # nats by which the loss of a run that was taken over has fallen, if it learned
 KNOWING = 0.25  # val accuracy: no untrained network is so lucky
@@ -67,7 +68,7 @@ def _climb(trial: Trial, rate: float, stride: float) -> float:
             return good / STEP
         start = max(status.train_loss, GUESSING) if before is None else before
         fall = start - status.val_loss
-        too_high = status.train_loss > start + RISEN
+        too_high = status.train_loss > start + RISEN or fall < -RISING
         if too_high or (fastest > DEAD and fall < SLOWER * fastest):
             return good
         good, fastest, before = rate, max(fastest, fall), status.val_loss
