@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
@@ -77,7 +77,7 @@ class Workload:
     shards: int
     version: int
     scale: Scale  # by which a run's checkpoint is chosen
-    variation: Variation | None = None  # of an instance of a family
+    variation: Variation | None = field(default=None, repr=False)  # of an instance of a family
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,9 @@ def begin(workload: Workload, seed: int, engine: Engine) -> Run:
 
 
 def _first(workload: Workload, seed: int, fingerprint: str) -> str:
-    return hashlib.sha256(f"{workload}|{seed}|{fingerprint}".encode()).hexdigest()
+    # That of a classic workload is what it was before there were variations: files go by it.
+    varied = f"|{workload.variation}" if workload.variation else ""
+    return hashlib.sha256(f"{workload}|{seed}|{fingerprint}{varied}".encode()).hexdigest()
 
 
 def next_key(key: str, plan: EpochPlan) -> str:

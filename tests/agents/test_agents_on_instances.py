@@ -150,7 +150,7 @@ def opening_of(inherited_losses: float, task_id: TaskId) -> list[tuple[str, dict
     before = known.epochs
 
     def script(epoch: int, plan: EpochPlan) -> Metrics:
-        return 2.4 - inherited_losses * min(epoch, before), 0.3, 0.02
+        return 2.4 - inherited_losses * min(epoch, before), 0.15, 0.02
 
     return moves(played("expert", task_id, FakeRunner(script))[1])
 

@@ -47,7 +47,7 @@ def test_the_scales_follow_from_the_runs_of_the_pool(family: Family) -> None:
         best_three = sorted(range(len(tests)), key=lambda n: -tests[n])[:3]
         assert line.winner in best_three
         mean = sum(tests[n] for n in best_three) / 3
-        assert line.high == pytest.approx(mean, abs=2 * MOST_DEVIATION)  # two seeds are not here
+        assert line.high == pytest.approx(mean, abs=3 * MOST_DEVIATION)  # two seeds are not here
 
 
 @every_family

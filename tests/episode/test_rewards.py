@@ -153,8 +153,9 @@ def test_returns_and_rewards_stay_in_the_documented_range(
 def test_both_ends_of_the_range_are_reached():
     worst = curve([None, None, 0.0], clean_train_accuracy=[0, 0, 1.0], val_loss=[9, 9, 9])
     assert step_reward([], worst, LEVELS, 0.0).total == pytest.approx(RETURNS[0])
-    best = curve([1.0], val_loss=[0.0])
-    assert step_reward([], best, LEVELS, 1.0).total == pytest.approx(RETURNS[1])
+    taken_over = curve([0.0], clean_train_accuracy=[1.0], val_loss=[9])
+    best = curve([0.0, 1.0], clean_train_accuracy=[1.0, 1.0], val_loss=[9, 0.0])
+    assert step_reward(taken_over, best, LEVELS, 1.0).total == pytest.approx(RETURNS[1])
 
 
 @given(st.data(), histories(max_size=25))

@@ -23,7 +23,7 @@ def bearer(token: str) -> dict[str, str]:
 class Broken(MLTrainerEnvironment):
     """Fails in every way that an environment can."""
 
-    def reset(self, /, *_: Any, **__: Any) -> Any:
+    def _reset(self, /, *_: Any, **__: Any) -> Any:
         raise FileNotFoundError(2, "No such file or directory", "/srv/secret/weights.bin")
 
     def call(self, *_: Any, **__: Any) -> Any:

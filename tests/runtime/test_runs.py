@@ -6,7 +6,8 @@ import hashlib
 import math
 import subprocess
 import sys
-from typing import get_args
+from dataclasses import fields, replace
+from typing import Any, get_args
 
 import pytest
 from executors import PLAN, WORKLOAD, after, begin, metrics, plan
@@ -19,9 +20,11 @@ from strategies import diverged, finished, histories
 from ml_trainer_env.models import BatchSize, EpochPlan, EpochRecord, Optimizer
 from ml_trainer_env.server import runs, trainer
 from ml_trainer_env.server.engine import varied
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.runs import Engine, Run, Scale, Workload
 from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, metrics_of, record
 from ml_trainer_env.server.tasks import TASKS
+from ml_trainer_env.server.variations import CnnShape
 
 
 def of(history: tuple[EpochRecord, ...]) -> Run:
@@ -50,6 +53,24 @@ def test_the_key_is_the_hash_of_all_that_went_into_it() -> None:
     second = hashlib.sha256(f"{first}|{json}".encode()).hexdigest()
     assert run.then(PLAN) == second
     assert run.after(record(1, PLAN, metrics(second, PLAN))).keys() == [first, second]
+
+
+def test_the_key_of_an_instance_has_all_of_its_variation_in_it() -> None:
+    work, engine = task_of("varied_mlp/eval/7").workload, Engine("print", "fp32", {})
+    assert work.variation is not None
+    changes: dict[str, Any] = {
+        "name": "other",
+        "images": 1,
+        "pooling": 1,
+        "shape": CnnShape(8, True),
+        "multiplier": 7.0,
+        "label_noise": 0.3,
+        "shift": "recoloured",
+    }
+    assert set(changes) == {field.name for field in fields(work.variation)}
+    others = [replace(work.variation, **{name: value}) for name, value in changes.items()]
+    works = [work, replace(work, variation=None), *(replace(work, variation=v) for v in others)]
+    assert len({runs.begin(each, 7, engine).key for each in works}) == len(works)
 
 
 @pytest.mark.parametrize("task_id", TASKS)
