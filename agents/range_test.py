@@ -20,9 +20,10 @@ GUESSING = math.log(10)  # nats: no untrained network is better
 HIGHEST = 10.0  # that the environment takes
 STRIDE, STEP = 30.0, 4.0  # up, while nothing happens, and once something does
 DEAD = 0.06  # nats; a loss that fell by less has not moved
+UNSURE = 0.15  # the same, where it was not measured before
 SLOWER = 0.6  # of the fall at the rate before: this one is too high
 RISEN = 0.3  # nats of the training loss above the last validation loss: so is this one
-RISING = 0.03  # nats of the validation loss: and this one
+RISING = 0.03  # nats of the validation loss, once it has moved: and this one
 SHARE = 0.25  # of the budget, at most
 LEARNED = 0.1  # nats by which the loss of a run that was taken over has fallen, if it learned
 KNOWING = 0.25  # val accuracy: no untrained network is so lucky
@@ -66,11 +67,15 @@ def _climb(trial: Trial, rate: float, stride: float) -> float:
         status = trial.run(1)
         if status.is_diverged or status.train_loss is None or status.val_loss is None:
             return good / STEP
+        # Of a fresh network the loss before is not known, and the two sets of images differ.
         start = max(status.train_loss, GUESSING) if before is None else before
         fall = start - status.val_loss
-        too_high = status.train_loss > start + RISEN or fall < -RISING
-        if too_high or (fastest > DEAD and fall < SLOWER * fastest):
+        moved = fall > (UNSURE if before is None else DEAD)
+        risen = before is not None and fall < -RISING and (fastest > 0 or stride < STRIDE)
+        slower = fastest > 0 and fall < SLOWER * fastest
+        if risen or slower or status.train_loss > start + RISEN:
             return good
-        good, fastest, before = rate, max(fastest, fall), status.val_loss
-        rate = min(HIGHEST, rate * (stride if fall < DEAD else STEP))
+        good, before = rate, status.val_loss
+        fastest = max(fastest, fall) if moved else fastest
+        rate = min(HIGHEST, rate * (STEP if moved else stride))
     return good

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ml_trainer_env.evals import files
-from ml_trainer_env.evals.results import Row, groups
+from ml_trainer_env.evals.results import Row, groups, rank
 
 TITLES: dict[str, str] = {
     "easy_mnist": "easy: MNIST",
@@ -189,10 +189,10 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _colours(rows: Sequence[Row]) -> dict[str, str]:
-    """Of each label, in the order of the rows."""
+    """Of each label, in the order of the agents."""
     others = cycle(OTHERS)
     free = dict(COLOURS)
-    labels = {row.label: row.agent for row in rows}
+    labels = {row.label: row.agent for row in sorted(rows, key=rank)}
     return {label: free.pop(agent, None) or next(others) for label, agent in labels.items()}
 
 

@@ -160,7 +160,7 @@ def rows(results: Iterable[Result]) -> list[Row]:
         Row(of[0].player.agent, labels[way], way.group, tuple(sorted(of, key=_place)))
         for way, of in found.items()
     ]
-    return sorted(made, key=lambda row: (GROUPS.index(row.group), *_rank(row)))
+    return sorted(made, key=lambda row: (GROUPS.index(row.group), *rank(row)))
 
 
 def engines(results: Iterable[Result]) -> list[str]:
@@ -213,7 +213,8 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _rank(row: Row) -> tuple[int, str]:
+def rank(row: Row) -> tuple[int, str]:
+    """Where it stands among the agents."""
     names = list(AGENTS)
     return (names.index(row.agent) if row.agent in names else len(names)), row.label
 
