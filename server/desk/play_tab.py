@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from ml_trainer_env.models import DEFAULT_TASK_ID, TrainingConfig
+from ml_trainer_env.models import DEFAULT_TASK_ID, CurrentConfig, TrainingConfig
 from ml_trainer_env.server.desk import cards, form
 from ml_trainer_env.server.desk.board import Board, Shown
 from ml_trainer_env.server.desk.seats import Seat, Seats
@@ -324,10 +324,8 @@ class PlayTab:
         """
         played, story = seat.environment.played, seat.story
         config = story.status.current_config if story else None
-        if config is not None and tool == "begin":  # of a run that is taken over
-            known = config.model_dump()
-            fields = [*self._config, *self._augmentation]
-            return {field.widget: known[_option(field.name)] for field in fields}
+        if tool == "begin":
+            return self._taken_over(seat, config)
         if config is None or not played or played[-1].tool != tool:
             return {}
         now, given = config.model_dump(), {_option(name) for name in played[-1].arguments}
@@ -338,6 +336,15 @@ class PlayTab:
             for field in fields
             if other != tool and _option(field.name) in given
         }
+
+    def _taken_over(self, seat: Seat, config: CurrentConfig | None) -> Shown:
+        """The configuration of a run that is taken over; afterwards the defaults again."""
+        was_anothers, seat.form_is_anothers = seat.form_is_anothers, config is not None
+        if config is None and not was_anothers:
+            return {}  # what was typed stays
+        known = (config or TrainingConfig()).model_dump()
+        fields = [*self._config, *self._augmentation]
+        return {field.widget: known[_option(field.name)] for field in fields}
 
 
 def _if_family(task_id: str) -> Any:

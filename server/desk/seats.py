@@ -31,6 +31,7 @@ class Seat:
     def __init__(self, environment: MLTrainerEnvironment) -> None:
         self.environment = environment
         self.training = False
+        self.form_is_anothers = False  # it shows the configuration of a run that was taken over
         self._stopping = threading.Event()
 
     @property

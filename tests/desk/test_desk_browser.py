@@ -193,6 +193,9 @@ def test_an_instance_is_chosen_taken_over_and_revealed(
     expect(grade).to_contain_text("What was hidden")
     expect(grade).to_contain_text(f"{task.hidden['multiplier']:g}")
     expect(page.locator("#desk-legend")).to_contain_text("recipes of the pool")
+    page.locator("#desk-task label", has_text="easy_mnist").click()
+    start(page)
+    expect(page.locator("#desk-dropout input")).to_have_value("0")  # no longer another's
 
 
 def test_the_curve_grows_with_every_epoch_while_training_goes_on(
