@@ -292,6 +292,28 @@ def test_an_endless_instance_is_graded_on_an_estimated_scale() -> None:
     assert task_of("varied_mlp/eval/0").hidden["scale"] == "frozen"
 
 
+@every_family
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_tasks_that_are_played_keep_to_what_is_held_out(family: Family, split: Split) -> None:
+    """Of the candidates that were chosen by measuring, and in words of the test's own."""
+    for of in instances(family, split):
+        task = task_of(str(of))
+        drawn = task.workload.variation
+        assert drawn is not None
+        smooth = {"activation='tanh'", "batch_norm=True"}
+        kinds = [
+            drawn.multiplier > 10 and drawn.shift in ("moved", "recoloured"),
+            drawn.multiplier < 0.1 and drawn.label_noise > 0.3,
+            task.inherited is not None and any(word in repr(drawn.shape) for word in smooth),
+        ]
+        if split == "eval" and of.index >= 24:
+            assert kinds[of.index % 3]
+        else:
+            assert not any(kinds)
+        assert task.workload.dataset.endswith(f"/{split}")
+        assert drawn.name.startswith(f"{of}#")
+
+
 def test_ids_and_places_are_the_same_thing() -> None:
     every = [task_id for split in SPLITS for task_id in listed(split)]
     assert len(every) == len(set(every)) == 3 + 2 * (200 + 24 + 48)
