@@ -22,7 +22,7 @@ from __future__ import annotations
 from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, cooled, rate, run
 from ml_trainer_env.agents.policies import follow
-from ml_trainer_env.agents.range_test import find_rate
+from ml_trainer_env.agents.range_test import HIGHEST, find_rate
 from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, CurrentConfig, TrainingStatus
 from ml_trainer_env.task_ids import instance_id
 
@@ -142,7 +142,7 @@ class Tuner:
     """Trains at a rate that was found, in `TUNER_LOOKS` pieces, and regularises by the gap."""
 
     def __init__(self, learning_rate: float) -> None:
-        self._rate = min(10.0, ABOVE * learning_rate)
+        self._rate = min(HIGHEST, ABOVE * learning_rate)
         self._notch = TUNER_NOTCH
         self._piece = 0  # epochs between two looks
         self._step = 0  # the last change: a notch up, down, or none
