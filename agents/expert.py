@@ -23,6 +23,7 @@ from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, cooled, rate, run
 from ml_trainer_env.agents.policies import follow
 from ml_trainer_env.agents.range_test import HIGHEST, find_rate
+from ml_trainer_env.agents.regularisation import MADE_FOR, NOTCHES, notch, notch_at
 from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, CurrentConfig, TrainingStatus
 from ml_trainer_env.task_ids import instance_id
 
@@ -33,16 +34,8 @@ NO_GAP = 0.01
 LAST_PART = 0.9  # of the budget, from where nothing is changed any more
 COOLINGS = 2  # at most, for plateaus
 
-# Notches of regularisation, weak to strong: dropout, augmentation strength, weight decay.
-NOTCHES = (
-    (0.0, 0.0, 0.01),
-    (0.1, 0.3, 0.02),
-    (0.2, 0.5, 0.05),
-    (0.3, 0.7, 0.1),
-    (0.4, 0.85, 0.15),
-)
 OPENING_NOTCH = 2
-OPENING_RATE = 0.003
+OPENING_RATE = MADE_FOR
 
 TUNER_LOOKS = 5
 TUNER_NOTCH = 1
@@ -82,7 +75,7 @@ class Expert:
                 batch_size=64,
                 lr_schedule="warmup_cosine",
                 warmup_epochs=min(20, status.max_epochs // LOOKS),
-                **_regularisation(self._notch),
+                **notch(self._notch),
             )
         if status.is_diverged:
             return cooled(config)
@@ -116,21 +109,10 @@ class Expert:
 
     def _regularise(self, direction: int) -> Move | None:
         """A notch stronger or weaker; None at the end of the scale."""
-        notch = self._notch + direction
-        if not 0 <= notch < len(NOTCHES):
+        if not 0 <= self._notch + direction < len(NOTCHES):
             return None
-        self._notch = notch
-        return configure(**_regularisation(notch))
-
-
-def _regularisation(notch: int) -> dict[str, float | bool]:
-    dropout, strength, weight_decay = NOTCHES[notch]
-    return {
-        "dropout": dropout,
-        "augmentation": strength > 0,
-        "augmentation_strength": strength,
-        "weight_decay": weight_decay,
-    }
+        self._notch += direction
+        return configure(**notch(self._notch))
 
 
 def _look(status: TrainingStatus) -> int:
@@ -163,7 +145,7 @@ class Tuner:
                 batch_size=64,
                 lr_schedule="warmup_cosine",
                 warmup_epochs=1,
-                **self._regularisation(),
+                **notch_at(self._notch, self._rate),
             )
         if status.is_diverged and config:
             return cooled(config)
@@ -191,10 +173,4 @@ class Tuner:
             return None
         self._notch += step
         self._step, self._before = step, accuracy
-        return configure(**self._regularisation())
-
-    def _regularisation(self) -> dict[str, float | bool]:
-        """The notch, with the decay in a step that it has at the rate it was made for."""
-        found = _regularisation(self._notch)
-        decay = float(found["weight_decay"]) * OPENING_RATE / self._rate
-        return found | {"weight_decay": min(1.0, decay)}
+        return configure(**notch_at(self._notch, self._rate))

@@ -24,9 +24,10 @@ compile() {
         --no-emit-package torch --custom-compile-command "make lock" "$@" pyproject.toml >/dev/null
 }
 
-compile --output-file "$root/requirements-dev.lock" --extra evaluate --group dev "$@"
+extras=(--extra evaluate --extra inference --extra gymnasium --extra inspect --extra sb3 --extra skyrl --extra trl)
+compile --output-file "$root/requirements-dev.lock" "${extras[@]}" --group dev "$@"
 compile --output-file "$root/requirements.lock" --constraints "$root/requirements-dev.lock" "$@"
 # Only what the language model adds to the development lock.
 compile --output-file "$root/requirements-llm.lock" --constraints "$root/requirements-dev.lock" \
-    --extra evaluate --extra llm --group dev \
+    "${extras[@]}" --extra llm --group dev \
     $(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' "$root/requirements-dev.lock") "$@"

@@ -31,10 +31,14 @@ def with_page(*arguments: Any, **options: Any) -> ASGIApp:
 
 
 @contextmanager
-def serving(app: ASGIApp, **options: Any) -> Iterator[str]:
-    """`app` behind uvicorn with these options, in a thread of this process; yields its base URL."""
+def serving(app: ASGIApp, *, bind: int = 0, **options: Any) -> Iterator[str]:
+    """`app` behind uvicorn with these options, in a thread of this process; yields its base URL.
+
+    `bind`: the port; 0 is any that is free.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", bind))
         port = listener.getsockname()[1]
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, **options)
         server = uvicorn.Server(config)

@@ -1,0 +1,1 @@
+"""The libraries that train and judge agents: one file and one extra each."""

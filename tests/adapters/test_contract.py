@@ -1,0 +1,118 @@
+"""What holds for every adapter, whatever the library behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from adapted import Outcome, Player, every_adapter, plain
+from live import eventually
+
+from ml_trainer_env.adapters.rollout import connecting
+from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of the libraries are not ours
+
+MOVES = [
+    configure(optimizer="adamw", learning_rate=0.003, dropout=0.1),
+    run(2),
+    Move("get_training_status", {}),
+    rate(0.01),
+    run(3),
+    Move("toggle_augmentation", {"enabled": True, "strength": 0.3}),
+    run(1),
+    SUBMIT,
+]
+WRONG = [
+    Move("run_epochs", {"num_epochs": 1}),  # nothing is configured
+    configure(learning_rate=0.01),
+    configure(optimizer="lion"),
+    Move("run_epochs", {"num_epochs": 0}),
+    Move("adjust_learning_rate", {"new_lr": -1.0}),
+    run(2),
+    SUBMIT,
+]
+
+
+@every_adapter
+@pytest.mark.usefixtures("log_folder")
+def test_same_moves_bring_the_same_return_and_the_same_grade(
+    player: Player, serve: Callable[..., str]
+) -> None:
+    url = serve(max_sessions=4)
+
+    assert player(url, "hard_cifar", 3, MOVES) == plain(url, "hard_cifar", 3, MOVES)
+
+
+@every_adapter
+@pytest.mark.usefixtures("log_folder")
+def test_on_the_engine_the_bits_are_the_same(player: Player) -> None:
+    """A return and a grade are functions of every loss and accuracy on the way."""
+    task_id = "varied_mlp/validation/4"  # a run to take over
+
+    assert player(None, task_id, 1, MOVES) == plain(None, task_id, 1, MOVES)
+
+
+@every_adapter
+@pytest.mark.usefixtures("log_folder")
+def test_what_is_wrong_costs_nothing_and_the_episode_goes_on(
+    player: Player, serve: Callable[..., str]
+) -> None:
+    url = serve(max_sessions=4)
+    right = [configure(learning_rate=0.01), run(2), SUBMIT]
+
+    assert player(url, "easy_mnist", 0, WRONG) == plain(url, "easy_mnist", 0, right)
+
+
+@every_adapter
+@pytest.mark.usefixtures("log_folder")
+def test_an_episode_that_is_cut_off_is_graded_as_it_stands(
+    player: Player, serve: Callable[..., str]
+) -> None:
+    url = serve(max_sessions=4)
+
+    begun = [configure(learning_rate=0.003), run(20), run(20)]
+
+    cut_off = player(url, "easy_mnist", 0, begun)
+
+    assert cut_off == plain(url, "easy_mnist", 0, [*begun, SUBMIT])
+    assert cut_off.score > 0
+
+
+@every_adapter
+@pytest.mark.usefixtures("log_folder")
+def test_no_session_is_left_behind(player: Player, serve: Callable[..., str]) -> None:
+    url = serve(max_sessions=1)  # so a session that stays would be the last one
+
+    for moves in (MOVES, MOVES[:2], WRONG[:1]):
+        player(url, "easy_mnist", 0, moves)
+        eventually(lambda: _has_a_place(url))
+
+
+def _has_a_place(url: str) -> bool:
+    session = connecting(url)()
+    try:
+        session.begin("easy_mnist", 0)
+    except RuntimeError:
+        return False
+    finally:
+        session.close()
+    return True
+
+
+@pytest.fixture
+def log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inspect writes its logs into the present folder."""
+    monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path))
+
+
+def test_the_outcomes_of_other_moves_differ(url: str) -> None:
+    """Else the comparisons above would hold whatever an adapter does."""
+    outcomes: list[Outcome] = [
+        plain(url, "hard_cifar", 3, MOVES),
+        plain(url, "hard_cifar", 3, MOVES[:2]),
+        plain(None, "varied_mlp/validation/4", 1, MOVES),
+        plain(None, "varied_mlp/validation/4", 1, MOVES[:2]),
+    ]
+    assert len({each.episode_return for each in outcomes}) == len(outcomes)
