@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances learn soak ranking calibrate freeze lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances learn learn-words soak ranking calibrate freeze lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -54,6 +54,9 @@ bench-instances: data ## seconds of an episode of the families, on one core
 
 learn: data ## PPO on varied_mlp, hours; goes on where it was: ARGS='train --seed 0', 'report'
 	@$(PY) benchmarks/learn.py $(ARGS)
+
+learn-words: data ## GRPO on a language model of random weights: ARGS='--steps 200'
+	@$(PY) benchmarks/learn_words.py $(ARGS)
 
 soak: data ## ten minutes of many clients, killed workers and vanishing clients
 	@$(PY) benchmarks/soak.py $(ARGS)

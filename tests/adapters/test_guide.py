@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import tiny_model
 from checkout import ROOT
+
+from ml_trainer_env.benchmarks import tiny_model
 
 PAGE = ROOT / "docs/guide/training.md"
 MOST_LINES = 60

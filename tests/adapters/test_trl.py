@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_model
 import torch
 from adapted import plain
 from live import eventually
@@ -20,6 +19,7 @@ from ml_trainer_env.adapters import text
 from ml_trainer_env.adapters.rollout import connecting
 from ml_trainer_env.adapters.trl import TrainingRun, dataset, factory
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
+from ml_trainer_env.benchmarks import tiny_model
 from ml_trainer_env.models import TrainingConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the library are not ours
