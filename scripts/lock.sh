@@ -31,3 +31,8 @@ compile --output-file "$root/requirements.lock" --constraints "$root/requirement
 compile --output-file "$root/requirements-llm.lock" --constraints "$root/requirements-dev.lock" \
     "${extras[@]}" --extra llm --group dev \
     $(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' "$root/requirements-dev.lock") "$@"
+# A package of its own, which cannot be installed beside this one.
+verifiers=$root/integrations/verifiers
+"$root/.venv/bin/uv" pip compile --quiet --universal --generate-hashes --no-annotate \
+    --custom-compile-command "make lock" --output-file "$verifiers/requirements.lock" "$@" \
+    "$verifiers/pyproject.toml" >/dev/null

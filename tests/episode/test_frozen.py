@@ -14,15 +14,13 @@ from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.policies import follow
 from ml_trainer_env.frozen import Measured, table
 from ml_trainer_env.server.instances import task_of
-from ml_trainer_env.task_ids import INSTANCES, Family, InstanceId, Split
+from ml_trainer_env.task_ids import FAMILIES, INSTANCES, Family, InstanceId, Split
 
 LEAST_RANGE, MOST_DEVIATION = 0.08, 0.02
 ELSEWHERE = 0.03  # of accuracy: what other processors' bits may make of a whole run
 PLAYED = [("varied_mlp", "eval", 5), ("varied_mlp", "eval", 1), ("varied_cnn", "eval", 0)]
 
-MEASURED: tuple[Family, ...] = ("varied_mlp",)  # varied_cnn is being measured: docs/log.md
-
-every_family = pytest.mark.parametrize("family", MEASURED)
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def lines(family: Family) -> Iterator[Measured]:
