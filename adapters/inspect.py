@@ -31,6 +31,7 @@ from ml_trainer_env.adapters import text
 from ml_trainer_env.adapters.rollout import URL, Rollout, connecting
 from ml_trainer_env.models import Grade
 from ml_trainer_env.task_ids import named
+from ml_trainer_env.variables import secret
 
 MESSAGES = 120  # at most, of one sample: 50 calls with their answers, and some that are refused
 CALL = "Call a tool; submit_model ends the episode."  # to a reply without one
@@ -49,11 +50,10 @@ class Episode(StoreModel):
 
 
 @task
-def training(
-    tasks: str = "varied_mlp/eval", seeds: int = 1, url: str = URL, token: str | None = None
-) -> Task:
+def training(tasks: str = "varied_mlp/eval", seeds: int = 1, url: str = URL) -> Task:
     """Samples: every task that `tasks` names, with seeds 0 to `seeds` - 1.
 
+    The token of the server is `ML_TRAINER_TOKEN`, for a log keeps what a task was given.
     `tasks`: ids, splits (`varied_mlp/eval`) and parts of them (`varied_mlp/eval/0-11`), with commas
     between them.
     """
@@ -69,19 +69,19 @@ def training(
     ]
     return Task(
         dataset=MemoryDataset(samples, name=tasks),
-        solver=play(url, token),
+        solver=play(url),
         scorer=final_score(),
         message_limit=MESSAGES,
     )
 
 
 @solver
-def play(url: str | None = URL, token: str | None = None) -> Solver:
+def play(url: str | None = URL) -> Solver:
     """The model plays the sample's episode with the environment's tools."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         kept = state.store_as(Episode)
-        with Rollout(connecting(url, token)) as rollout:
+        with Rollout(connecting(url, secret("ML_TRAINER_TOKEN"))) as rollout:
             opening = await _threaded(
                 rollout.begin, state.metadata["task_id"], state.metadata["seed"]
             )
@@ -113,7 +113,12 @@ def final_score() -> Scorer:
         if grade is None:
             raise RuntimeError("the episode was not graded")
         told = grade.model_dump(mode="json") | {"episode_return": kept.episode_return}
-        return Score(value=grade.score, explanation=grade.explanation, metadata=told)
+        return Score(
+            value=grade.score,
+            answer=f"epoch {grade.graded_epoch}, hidden test {grade.hidden_test_accuracy}",
+            explanation=grade.explanation,
+            metadata=told,
+        )
 
     return score
 
