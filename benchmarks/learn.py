@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -43,6 +45,7 @@ TRAIN, VALIDATION, EVAL = "varied_mlp", "varied_mlp/validation", "varied_mlp/eva
 SESSIONS = 32  # side by side
 STEPS = 32  # of each session, between two updates
 ROUND = 8 * SESSIONS * STEPS
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 BASELINES = ("random", "constant", "expert", "oracle")
 SETTINGS: dict[str, Any] = {
     "n_steps": STEPS,
@@ -143,9 +146,7 @@ def report(url: str) -> None:
     found: dict[str, Any] = {}
     for name in BASELINES:
         table.add_row(name, _told([baselines[name][task] for task in named(EVAL)]))
-    for folder in sorted(FOLDER.glob("[0-9]*")):
-        if not (folder / "best.zip").exists():
-            continue
+    for folder in _seeds():
         model = PPO.load(folder / "best.zip", device="cpu")
         episodes = play(model, named(EVAL), url)
         (folder / "eval.json").write_text(json.dumps([each._asdict() for each in episodes]))
@@ -167,7 +168,36 @@ def report(url: str) -> None:
             "habits": habits(episodes),
         }
     stdout().print(table)
+    draw({name: fmean(baselines[name].values()) for name in BASELINES})
     print(json.dumps({"benchmark": "learn", "seeds": found}))
+
+
+def draw(baselines: dict[str, float]) -> None:
+    """The curves of all seeds, and where the baselines are on eval: `FOLDER/curves.png`."""
+    figure = Figure(figsize=(8, 4.5), dpi=110)
+    axes = figure.subplots()
+    for folder, colour in zip(_seeds(), COLOURS, strict=False):
+        told = _lines(folder / "curve.jsonl")
+        episodes = list(accumulate(line["episodes"] for line in told))
+        for name, style in (("train", ":"), ("validation", "-")):
+            axes.plot(
+                episodes,
+                [line[name] for line in told],
+                style,
+                color=colour,
+                label=f"seed {folder.name}, {name}",
+            )
+    for name, score in baselines.items():
+        axes.axhline(score, color="#999999", linewidth=0.8)
+        axes.annotate(name, (0, score), color="#666666", fontsize=8, va="bottom")
+    axes.set_xlabel("episodes")
+    axes.set_ylabel("final score")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(FOLDER / "curves.png")
+
+
+def _seeds() -> list[Path]:
+    return sorted(path.parent for path in FOLDER.glob("[0-9]*/best.zip"))
 
 
 def habits(episodes: Sequence[Played]) -> dict[str, float]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from adapted import Outcome, Player, every_adapter, plain
 from live import eventually
 
+from ml_trainer_env.adapters.gymnasium import TrainingEnv
 from ml_trainer_env.adapters.rollout import connecting
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
 
@@ -43,6 +45,22 @@ def test_same_moves_bring_the_same_return_and_the_same_grade(
     url = serve(max_sessions=4)
 
     assert player(url, "hard_cifar", 3, MOVES) == plain(url, "hard_cifar", 3, MOVES)
+
+
+def test_large_steps_are_moves_that_bring_the_same(serve: Callable[..., str]) -> None:
+    """What Gymnasium and Stable-Baselines3 are given is the return of the moves behind it."""
+    url = serve(max_sessions=2)
+    env = TrainingEnv(url=url)
+    env.reset(options={"task_id": "hard_cifar", "seed": 3})
+    total, done, info = 0.0, False, {}
+    while not done:
+        action = [3, 1, 0, 2] if total else [5, 1, 0, 0]
+        _, reward, done, _, info = env.step(np.array(action))
+        total += reward
+
+    moves = env._rollout._moves
+    assert Outcome(total, info["score"]) == plain(url, "hard_cifar", 3, moves)
+    assert {move.tool for move in moves} >= {"configure_training", "run_epochs", "submit_model"}
 
 
 @every_adapter
