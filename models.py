@@ -30,6 +30,7 @@ MAX_EPOCHS_PER_CALL = 20
 MAX_TOOL_CALLS = 50  # per classic episode; get_training_status and listing tools are free
 INSTANCE_TOOL_CALLS = 20  # per episode of an instance
 HISTORY_TAIL = 10
+SERVER_BUSY = "the server is busy"  # so begins the refusal of a call that may be made again later
 MAX_SEED = 2**32 - 1  # torch generators use 32 bits: a wider seed would repeat a narrower one
 
 LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]

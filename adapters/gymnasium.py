@@ -11,7 +11,7 @@ Needs the extra `gymnasium`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, cast
 
 import gymnasium
@@ -48,7 +48,7 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ### Observation Space
     `Box(-5, 5, (N,))`, float32: the numbers of `FEATURES`, scaled to about -1 to 1, with what the
-    last eight steps have brought, so that a policy needs no memory. What does not exist yet is 0.
+    last eight steps have brought, so a policy needs little memory. What does not exist yet is 0.
 
     ### Rewards
     Those of the environment, the final score among them: the return ranks runs as the score does.
@@ -84,22 +84,24 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
+        self._seen = None
         drawn = {"task_id": self._drawn(), "seed": int(self.np_random.integers(MAX_SEED + 1))}
+        if unknown := set(options or {}) - set(drawn):
+            raise ValueError(f"options: {', '.join(unknown)}; known: {', '.join(drawn)}")
         chosen = drawn | (options or {})
-        task_id, run_seed = chosen["task_id"], chosen["seed"]
-        self._seen = Seen(self._rollout.begin(task_id, run_seed))
-        return self._observation(), {"task_id": task_id, "seed": run_seed}
+        self._seen = Seen(self._rollout.begin(chosen["task_id"], chosen["seed"]))
+        return self._observation(), chosen | {"task_id": self.status.task_id}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Raises `gymnasium.error.ResetNeeded` without an open episode."""
-        if self._seen is None or self._rollout.is_over:
+        if self._seen is None or not self._rollout.is_open:
             raise gymnasium.error.ResetNeeded("no episode is open")
         earned = self._rollout.earned
         play(self._rollout, Decision.of(np.asarray(action).tolist()))
         self._seen.after(self.status)
         info: dict[str, Any] = {"task_id": self.status.task_id}
         if self.status.grade is not None:
-            info |= {"score": self.status.grade.score, "grade": self.status.grade.model_dump()}
+            info |= {"score": self.status.grade.score, "grade": self.status.grade}
         return (
             self._observation(),
             self._rollout.earned - earned,
@@ -115,7 +117,7 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._rollout.status
 
     def render(self) -> str | None:
-        return str(self.status) if self.render_mode == "ansi" else None
+        return str(self._rollout.status) if self.render_mode == "ansi" else None
 
     def close(self) -> None:
         self._rollout.close()
@@ -156,12 +158,26 @@ class Ahead(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         return self.env.step(action) if step is None else step.result()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if self._step is not None:  # an error elsewhere came between it and who asked for it
+            self._settle()
         ahead, self._reset = self._reset, None
         if ahead is not None:
             first = ahead.result()
             if seed is None and not options:
                 return first
         return self.env.reset(seed=seed, options=options)
+
+    def close(self) -> None:
+        self._settle()
+        super().close()
+
+    def _settle(self) -> None:
+        """Wait for what is under way, and forget it."""
+        if self._step is not None:
+            wait([self._step])
+        if self._reset is not None:
+            wait([self._reset])
+        self._step = self._reset = None
 
     def _play(self, action: np.ndarray) -> Any:
         result = self.env.step(action)
@@ -186,13 +202,14 @@ class VectorTrainings(SyncVectorEnv):
         super().__init__(make, autoreset_mode=autoreset_mode)
 
     def step(self, actions: Any) -> Any:
-        for env, action in zip(self.envs, iterate(self.action_space, actions), strict=True):
-            cast(Ahead, env).begin(action)
+        each = list(iterate(self.action_space, actions))
+        for env, action in zip(cast(list[Ahead], self.envs), each, strict=True):
+            env.begin(action)
         return super().step(actions)
 
     def close_extras(self, **options: Any) -> None:
-        self._threads.shutdown()
         super().close_extras(**options)
+        self._threads.shutdown()
 
 
 register(ID, f"{__name__}:TrainingEnv", vector_entry_point=f"{__name__}:VectorTrainings")

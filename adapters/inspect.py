@@ -50,14 +50,15 @@ class Episode(StoreModel):
 
 
 @task
-def training(tasks: str = "varied_mlp/eval", seeds: int = 1, url: str = URL) -> Task:
+def training(tasks: str | list[str] = "varied_mlp/eval", seeds: int = 1, url: str = URL) -> Task:
     """Samples: every task that `tasks` names, with seeds 0 to `seeds` - 1.
 
     The token of the server is `ML_TRAINER_TOKEN`, for a log keeps what a task was given.
     `tasks`: ids, splits (`varied_mlp/eval`) and parts of them (`varied_mlp/eval/0-11`), with commas
     between them.
     """
-    ids = [task_id for name in tasks.split(",") for task_id in named(name.strip())]
+    names = tasks.split(",") if isinstance(tasks, str) else tasks  # Inspect splits by itself
+    ids = [task_id for name in names for task_id in named(name.strip())]
     samples = [
         Sample(
             input=f"Train {each}.",
@@ -68,7 +69,7 @@ def training(tasks: str = "varied_mlp/eval", seeds: int = 1, url: str = URL) -> 
         for seed in range(seeds)
     ]
     return Task(
-        dataset=MemoryDataset(samples, name=tasks),
+        dataset=MemoryDataset(samples, name=",".join(names)),
         solver=play(url),
         scorer=final_score(),
         message_limit=MESSAGES,

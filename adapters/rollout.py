@@ -14,19 +14,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from openenv.core.env_server.mcp_types import Tool
 from openenv.core.env_server.types import WSErrorCode
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from tenacity.stop import stop_base
 from websockets.exceptions import WebSocketException
 
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.moves import SUBMIT, Move
 from ml_trainer_env.agents.session import Connect, RemoteSession, Session
-from ml_trainer_env.models import Grade, TrainingStatus
+from ml_trainer_env.models import SERVER_BUSY, Grade, TrainingStatus
 from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.wire import ToolObservation
 
@@ -39,6 +42,10 @@ T = TypeVar("T")
 
 class OtherBits(RuntimeError):
     """A lost session could not be found again: the server that is there now computes other bits."""
+
+
+class Busy(RuntimeError):
+    """The server refused a call for now, and still does."""
 
 
 def connecting(url: str | None, token: str | None = None) -> Connect:
@@ -67,9 +74,13 @@ class Rollout:
         Raises RuntimeError for a task that does not exist, and ConnectionError without a server.
         """
         self.close()
-        self.earned, self.errors, self._moves = 0.0, 0, []
+        self.status, self.earned, self.errors, self._moves = None, 0.0, 0, []
         self._task = task_id, seed
-        self.status = self._persisting(self._open)
+        try:
+            self.status = self._persisting(self._open)
+        except BaseException:
+            self._task = None
+            raise
         return self.status
 
     def call(self, tool: str, arguments: Mapping[str, Any]) -> ToolObservation:
@@ -98,10 +109,17 @@ class Rollout:
     def finish(self) -> Grade:
         """The grade; an episode that was cut off is submitted as it stands."""
         if not self.is_over:
-            self.call(SUBMIT.tool, SUBMIT.arguments)
+            answer = self.call(SUBMIT.tool, SUBMIT.arguments)
+            if answer.error is not None:
+                raise RuntimeError(answer.error.message)
         assert self.status is not None
         assert self.status.grade is not None
         return self.status.grade
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to call."""
+        return self._task is not None and not self.is_over
 
     @property
     def is_over(self) -> bool:
@@ -126,7 +144,7 @@ class Rollout:
                 threading.Thread(target=session.close, daemon=True).start()
 
     def _send(self, move: Move) -> ToolObservation:
-        return self._open_session().call(move.tool, move.arguments)
+        return _called(self._open_session(), move)
 
     def _open_session(self) -> Session:
         if self._session is None:
@@ -135,39 +153,78 @@ class Rollout:
         return self._session
 
     def _open(self) -> TrainingStatus:
-        """A session that stands after the moves so far."""
-        assert self._task is not None
+        """A session that stands after the moves so far; one that does not is given back."""
+        if self._task is None:
+            raise RuntimeError("no episode is open")
         self._session = self._connect()
-        status = self._session.begin(*self._task)
-        for move in self._moves:
-            answer = self._session.call(move.tool, move.arguments)
-            if answer.status is None:
-                raise OtherBits(str(answer.error))
-            status = answer.status
-        if self._moves and status != self.status:
-            raise OtherBits(f"{self._task[0]}: the same calls have led elsewhere")
+        try:
+            status = self._session.begin(*self._task)
+            for move in self._moves:
+                answer = _called(self._session, move)
+                if answer.status is None:
+                    raise OtherBits(str(answer.error))
+                status = answer.status
+            if self._moves and status != self.status:
+                raise OtherBits(f"{self._task[0]}: the same calls have led elsewhere")
+        except OtherBits:
+            self.close()  # for good: what is asked for next would be asked of another run
+            raise
+        except BaseException:
+            self._release()
+            raise
         return status
 
     def _persisting(self, action: Callable[[], T]) -> T:
         """Do it, and again in a new session where the old one was lost, as long as is bearable."""
+
+        def attempt() -> T:
+            try:
+                return action()
+            except Busy:
+                raise
+            except BaseException:
+                self._release()  # whatever it was, the moves lead back to where it stood
+                raise
+
+        # Garbage of it stays for a while, so nothing in it may know this rollout.
         trying = Retrying(
-            retry=retry_if_exception(self._may_pass),
-            stop=stop_after_delay(self._patience),
+            retry=retry_if_exception(partial(_may_pass, self._known)),
+            stop=_Patience(self._patience),
             wait=wait_random_exponential(multiplier=0.1, max=10),
-            before_sleep=lambda _: self._release(),
             reraise=True,
         )
-        result = trying(action)
+        result = trying(attempt)
         self._known = True
         return result
-
-    def _may_pass(self, error: BaseException) -> bool:
-        """A full server does, and one that is gone if there ever was one."""
-        if _FULL in str(error):
-            return True
-        return self._known and isinstance(error, OSError | WebSocketException)
 
     def _release(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+class _Patience(stop_base):
+    """Of so many seconds from the first failure on: a call may train for long before it is lost."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since >= self._seconds
+
+
+def _may_pass(known: bool, error: BaseException) -> bool:
+    """A full or busy server does, and one that is gone if there ever was one."""
+    if isinstance(error, Busy) or _FULL in str(error):
+        return True
+    return known and isinstance(error, ConnectionError | TimeoutError | WebSocketException)
+
+
+def _called(session: Session, move: Move) -> ToolObservation:
+    answer = session.call(move.tool, move.arguments)
+    if answer.error is not None and answer.error.message.startswith(SERVER_BUSY):
+        raise Busy(answer.error.message)
+    return answer

@@ -97,7 +97,7 @@ def _move(action: str) -> Move | str:
         return f"no call; reply with {_FORM}"
     try:
         call: Any = json.loads(found[1])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         return f"the call is no JSON: {error}; reply with {_FORM}"
     call = cast(dict[str, Any], call) if isinstance(call, dict) else {}
     name, arguments = call.get("name"), call.get("arguments", {})

@@ -32,5 +32,5 @@ class SideBySide(DummyVecEnv):
         return super().step_wait()
 
     def close(self) -> None:
-        self._threads.shutdown()
         super().close()
+        self._threads.shutdown()

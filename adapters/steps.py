@@ -1,7 +1,8 @@
 """An episode in a few large steps: what an action means, and what is seen, as numbers.
 
 A tool call is a small thing: a policy that is no language model would need dozens of them to learn
-anything from. One step sets a configuration and trains, so an episode is up to nine steps long.
+anything from. One step sets a configuration and trains, so an episode has a handful of steps; at
+most as many as it has calls.
 """
 
 # pyright: strict
@@ -9,6 +10,7 @@ anything from. One step sets a configuration and trains, so an episode is up to 
 from __future__ import annotations
 
 import math
+import operator
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
@@ -43,16 +45,21 @@ class Decision(NamedTuple):
 
     @classmethod
     def of(cls, action: Sequence[int]) -> Self:
-        """From an index into each of `ACTIONS`. Raises IndexError."""
-        factor, notch, schedule, epochs = (int(index) for index in action)
+        """From an index into each of `ACTIONS`. Raises IndexError for what is none."""
+        factor, notch, schedule, epochs = map(operator.index, action)
+        if min(factor, notch, schedule, epochs) < 0:
+            raise IndexError(f"an action has indices from 0 on; got {list(action)}")
         return cls(FACTORS[factor], range(len(NOTCHES))[notch], SCHEDULES[schedule], EPOCHS[epochs])
 
 
 def play(rollout: Rollout, decision: Decision) -> None:
-    """Carry out `decision`: `CALLS_OF_A_STEP` calls at most, or what training to the end takes."""
+    """Carry out `decision`: `CALLS_OF_A_STEP` calls at most, or what training to the end takes.
+
+    Raises RuntimeError for a call that is refused: no decision asks for what is not allowed.
+    """
     change = _change(_status(rollout), decision)
     if change is not None:
-        rollout.call(*change)
+        _call(rollout, change)
     everything = decision.epochs is None or _calls_run_short(_status(rollout))
     while not rollout.is_over:
         status = _status(rollout)
@@ -62,9 +69,15 @@ def play(rollout: Rollout, decision: Decision) -> None:
         if status.is_diverged:
             return
         most = MAX_EPOCHS_PER_CALL if everything else decision.epochs or 0
-        rollout.call(*run(min(most, status.remaining_budget)))
+        _call(rollout, run(min(most, status.remaining_budget)))
         if not everything and _status(rollout).remaining_budget:
             return
+
+
+def _call(rollout: Rollout, move: Move) -> None:
+    answer = rollout.call(*move)
+    if answer.error is not None:
+        raise RuntimeError(answer.error.message)
 
 
 def rate_of(status: TrainingStatus) -> float:

@@ -88,13 +88,14 @@ def train(seed: int, rounds: int, url: str) -> None:
     curve = folder / "curve.jsonl"
     told = _lines(curve)
     envs = SideBySide(SESSIONS, tasks=[TRAIN], url=url)
-    envs.seed(seed * 1_000_003 + len(told))  # not those that were drawn before an interruption
     latest = folder / "latest.zip"
     model = (
         PPO.load(latest, envs, device="cpu")
         if latest.exists()
         else PPO("MlpPolicy", envs, seed=seed, **SETTINGS)
     )
+    # Other streams than those of other seeds, and than those before an interruption.
+    model.set_random_seed(1_000_003 * seed + SESSIONS * len(told))
     for number in range(len(told), rounds):
         began, ended = time.time(), Ended()
         model.learn(ROUND, callback=ended, reset_num_timesteps=False)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ml_trainer_env.models import SERVER_BUSY
 from ml_trainer_env.server.machine import quota
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull, patience
 
@@ -150,8 +151,8 @@ class Cores:
         """In words; the queue is through once each of it has had a turn."""
         seconds = math.ceil(self._core_seconds * len(self._queue) / self.total)
         return (
-            f"the server is busy: {len(self._queue)} trainings wait for a core; nothing was "
-            f"trained or charged; try again in about {max(1, seconds)} s"
+            f"{SERVER_BUSY}: {len(self._queue)} trainings wait for a core; nothing was trained or "
+            f"charged; try again in about {max(1, seconds)} s"
         )
 
 

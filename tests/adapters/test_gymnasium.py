@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -22,6 +23,7 @@ from ml_trainer_env.adapters.stable_baselines import SideBySide
 from ml_trainer_env.adapters.steps import ACTIONS, EPOCHS, FACTORS, FEATURES, Decision, Seen, play
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.runtime.asking import QueueFull
 from ml_trainer_env.task_ids import instance_id
 
 ACTION = st.tuples(*(st.integers(0, count - 1) for count in ACTIONS))
@@ -133,6 +135,29 @@ def test_where_calls_run_short_the_budget_is_spent_all_the_same(url: str) -> Non
     assert rollout.status.grade.submitted_by == "agent"
 
 
+@pytest.mark.parametrize("action", [[-1, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 9]])
+def test_what_is_no_action_is_none(action: list[int]) -> None:
+    with pytest.raises(IndexError):
+        Decision.of(action)
+    with pytest.raises(TypeError):
+        Decision.of([0.5, 0, 0, 0])  # type: ignore[list-item]
+
+
+def test_a_call_that_is_refused_is_our_mistake(
+    runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was trained: no reward of 0, and no next try without a pause."""
+    rollout = Rollout(lambda: LocalSession(MLTrainerEnvironment(runner)), patience_s=0)
+    rollout.begin("easy_mnist")
+
+    def refuse(*_: Any) -> Any:
+        raise QueueFull("the server has no core")
+
+    monkeypatch.setattr(runner, "train", refuse)
+    with pytest.raises(RuntimeError, match="no core"):
+        play(rollout, Decision.of([KEEP, 0, 0, ALL]))
+
+
 def test_a_divergence_is_gone_on_from(runner: FakeRunner) -> None:
     runner.script = lambda epoch, plan: None if plan.learning_rate > 0.02 else learning(epoch, plan)
     rollout = Rollout(lambda: LocalSession(MLTrainerEnvironment(runner)))
@@ -183,6 +208,12 @@ def test_tasks_are_drawn_from_what_was_named(url: str) -> None:
 
     chosen = {"task_id": "hard_cifar", "seed": 9}
     assert env.reset(options=chosen)[1] == chosen
+    family = {"task_id": "varied_mlp", "seed": 4}
+    assert env.reset(options=family)[1] == family | {"task_id": "varied_mlp/train/1004"}
+    with pytest.raises(ValueError, match="taks_id"):
+        env.reset(options={"taks_id": "hard_cifar"})
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.array([0, 0, 0, 0]))
     for each in (env, endless):
         each.close()
     with pytest.raises(ValueError, match="no task is named"):
@@ -226,22 +257,56 @@ def test_side_by_side_is_what_one_after_the_other_would_be(
         each.close()
 
 
+def both(url: str, count: int) -> list[Any]:
+    """Gymnasium's own kind of sessions side by side, and Stable-Baselines3's."""
+    return [kind(count, tasks=["easy_mnist"], url=url) for kind in (VectorTrainings, SideBySide)]
+
+
 def test_sessions_train_at_the_same_time(serve: Callable[..., str], runner: FakeRunner) -> None:
-    runner.gate.clear()
-    vector = VectorTrainings(4, tasks=["easy_mnist"], url=serve(max_sessions=4))
-    vector.reset(seed=0)
     action = np.array([[KEEP, 0, 0, ONE]] * 4)
-    for env, each in zip(vector.envs, action, strict=True):
-        cast(Any, env).begin(each)
+    for envs in both(serve(max_sessions=8), 4):
+        envs.reset()
+        runner.gate.clear()
+        with ThreadPoolExecutor(1) as thread:
+            stepping = thread.submit(envs.step, action)
+            for _ in range(4):  # all have begun, and none can end
+                assert runner.started.acquire(timeout=20)
+            runner.gate.set()
+            stepping.result(timeout=20)
+        envs.close()
 
-    for _ in range(4):  # all have begun, and none has ended
-        assert runner.started.acquire(timeout=20)
-    runner.gate.set()
-    for env, each in zip(vector.envs, action, strict=True):
-        env.step(each)
 
-    assert runner.most_at_once == 4
-    vector.close()
+def test_after_an_error_nothing_goes_on_behind_the_next_episode(
+    serve: Callable[..., str], runner: FakeRunner
+) -> None:
+    action = np.array([[KEEP, 0, 0, ALL], [KEEP, 99, 0, ALL]])
+    for envs in both(serve(max_sessions=4), 2):
+        envs.reset()
+        with pytest.raises(IndexError):
+            envs.step(action[::-1])  # the second one has begun, and is not asked for
+        envs.reset()
+        envs.step(np.array([[KEEP, 0, 0, ONE]] * 2))
+        for env in envs.envs:
+            assert env.unwrapped.status.current_epoch == 1
+            assert not env.unwrapped.status.done
+        envs.close()
+
+
+def test_episodes_without_a_graded_epoch_end_beside_others(
+    serve: Callable[..., str], runner: FakeRunner
+) -> None:
+    """Every epoch of the one has diverged: its grade names none."""
+    runner.script = lambda epoch, plan: None if plan.learning_rate > 1 else learning(epoch, plan)
+    for envs in both(serve(max_sessions=4), 2):
+        envs.reset()
+        hot = FACTORS.index(30)
+        ended = 0
+        for step in range(60):
+            heat = hot if step < 3 else KEEP
+            _, _, done, *_ = envs.step(np.array([[KEEP, 0, 0, ONE], [heat, 0, 0, ONE]]))
+            ended += int(done.sum())
+        assert ended >= 2
+        envs.close()
 
 
 def test_an_error_in_a_thread_is_raised_by_the_step(url: str) -> None:

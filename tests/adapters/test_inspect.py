@@ -56,6 +56,9 @@ def test_a_model_that_only_talks_is_asked_for_a_call_and_graded_at_the_limit(
 
 
 def test_samples_are_tasks_times_seeds() -> None:
+    named = ["varied_mlp/eval/3-4", "easy_mnist"]  # so Inspect's command line has it
+    assert [sample.id for sample in training(tasks=named).dataset][1] == "varied_mlp/eval/4 seed 0"
+
     samples = training(tasks="varied_mlp/eval/3-4, easy_mnist", seeds=2).dataset
     assert [sample.id for sample in samples] == [
         "varied_mlp/eval/3 seed 0",

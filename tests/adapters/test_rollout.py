@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from fakes import FakeRunner
 from live import eventually, serving
 
+from ml_trainer_env.adapters import rollout as rollout_module
 from ml_trainer_env.adapters.rollout import OtherBits, Rollout, connecting
+from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.moves import SUBMIT, configure, run
 from ml_trainer_env.agents.session import RemoteSession
+from ml_trainer_env.models import SERVER_BUSY
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.server.runtime.asking import QueueFull
 from ml_trainer_env.server.settings import Settings
+from ml_trainer_env.wire import ToolObservation
 
 
 def served(runner: FakeRunner, port: int = 0):
@@ -57,28 +65,129 @@ def test_where_the_moves_lead_elsewhere_the_episode_is_not_patched_up(runner: Fa
         rollout.call(*run(3))
         port = int(url.rpartition(":")[2])
     other = FakeRunner(lambda epoch, plan: None)  # here everything diverges
-    with served(other, port), pytest.raises(OtherBits):
-        rollout.call(*run(2))
+    with served(other, port):
+        with pytest.raises(OtherBits):
+            rollout.call(*run(2))
+        for _ in range(2):  # nor is it played on, or graded, by whoever swallows errors
+            with pytest.raises(RuntimeError, match="no episode is open"):
+                rollout.call(*run(2))
+            with pytest.raises(RuntimeError, match="no episode is open"):
+                rollout.finish()
+
+
+def test_a_replay_that_fails_is_not_played_on(runner: FakeRunner) -> None:
+    """Half a replay is another run: the next call makes a whole one."""
+    rollout = opened(runner)
+    Breaking.faults = [ConnectionResetError(), None, ZeroDivisionError()]  # in the second move
+    with pytest.raises(ZeroDivisionError):
+        rollout.call(*run(1))
+
+    answer = rollout.call(*run(1))
+
+    assert answer.status is not None
+    assert answer.status.current_epoch == 6
+
+
+class Breaking(LocalSession):
+    """Raises what is next in `faults` at a call, and stays open, for the test."""
+
+    faults: ClassVar[list[Exception | None]] = []
+
+    def call(self, tool: str, arguments: Mapping[str, Any]) -> ToolObservation:
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            raise fault
+        return super().call(tool, arguments)
+
+    def close(self) -> None:
+        pass
+
+
+def test_patience_begins_with_the_loss_and_not_with_the_call(
+    runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the calls that train longest would be those that are given up."""
+    rollout = opened(runner)
+    now = iter(range(1000, 9000, 50))
+    monkeypatch.setattr(rollout_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    Breaking.faults = [ConnectionResetError(), ConnectionResetError()]
+
+    answer = rollout.call(*run(1))  # 50 virtual seconds between the losses, of 60
+
+    assert answer.status is not None
+    assert answer.status.current_epoch == 6
+    Breaking.faults = [ConnectionResetError() for _ in range(9)]
+    with pytest.raises(ConnectionResetError):
+        rollout.call(*run(1))
+    assert len(Breaking.faults) == 6  # at 0, 50 and 100 seconds
+
+
+def test_our_own_errors_are_raised_at_once(runner: FakeRunner) -> None:
+    rollout = opened(runner)
+    Breaking.faults = [PermissionError("no"), ZeroDivisionError()]
+
+    with pytest.raises(PermissionError):
+        rollout.call(*run(1))
+
+    assert len(Breaking.faults) == 1
+    Breaking.faults = []
+
+
+def opened(runner: FakeRunner) -> Rollout:
+    """Five epochs in."""
+    Breaking.faults = []
+    rollout = Rollout(lambda: Breaking(MLTrainerEnvironment(runner)), patience_s=60)
+    rollout.begin("easy_mnist")
+    for move in (configure(learning_rate=0.02), run(3), run(2)):
+        rollout.call(*move)
+    return rollout
+
+
+def test_a_busy_server_is_waited_for(runner: FakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent has done nothing wrong, so it is told nothing."""
+    rollout = opened(runner)
+    refusals = [QueueFull(f"{SERVER_BUSY}: 3 trainings wait")] * 2
+    train = runner.train
+
+    def refusing(*arguments: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return train(*arguments)
+
+    monkeypatch.setattr(runner, "train", refusing)
+
+    answer = rollout.call(*run(1))
+
+    assert answer.status is not None
+    assert answer.status.current_epoch == 6
+    assert not refusals
+    assert rollout.errors == 0
+
+
+def test_after_a_begin_that_fails_no_episode_is_open(url: str) -> None:
+    rollout = Rollout(connecting(url))
+    played(rollout)
+    with pytest.raises(RuntimeError, match="task_id"):
+        rollout.begin("varied_mlp/eval/48")
+
+    assert rollout.status is None
+    with pytest.raises(RuntimeError, match="no episode is open"):
+        rollout.finish()
 
 
 def test_a_full_server_is_waited_for(serve: Callable[..., str]) -> None:
     url = serve(max_sessions=1)
-    first, second = Rollout(connecting(url)), Rollout(connecting(url), patience_s=0)
+    first, second = Rollout(connecting(url)), Rollout(connecting(url))
     first.begin("easy_mnist")
 
-    with pytest.raises(RuntimeError, match="CAPACITY_REACHED"):
-        second.begin("easy_mnist")
-
-    first.close()
-    eventually(lambda: begins(second))
-
-
-def begins(rollout: Rollout) -> bool:
-    try:
-        rollout.begin("easy_mnist")
-    except RuntimeError:
-        return False
-    return True
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(second.begin, "easy_mnist")
+        impatient = Rollout(connecting(url), patience_s=0)
+        with pytest.raises(RuntimeError, match="CAPACITY_REACHED"):
+            impatient.begin("easy_mnist")
+        first.close()
+        assert waiting.result(timeout=60).current_epoch == 0
+    second.close()
 
 
 def test_a_server_that_was_never_there_is_told_of_at_once() -> None:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from adapted import plain
-from live import eventually
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import get_json_schema
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from ml_trainer_env.adapters import text
-from ml_trainer_env.adapters.rollout import connecting
+from ml_trainer_env.adapters.rollout import Rollout, connecting
 from ml_trainer_env.adapters.trl import TrainingRun, dataset, factory
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
 from ml_trainer_env.benchmarks import tiny_model
@@ -150,10 +149,11 @@ def test_after_a_step_no_session_is_open(tmp_path: Path, serve: Any) -> None:
 
     grpo.train()
 
-    sessions = [connecting(url)() for _ in GROUP]
-    for session in sessions:  # all places are free, while the trainer still has its environments
-        eventually(lambda session=session: session.begin("easy_mnist", 0))
-        session.close()
+    others = [Rollout(connecting(url), patience_s=20) for _ in GROUP]
+    for other in others:  # all places are free, while the trainer still has its environments
+        other.begin("easy_mnist")
+    for other in others:
+        other.close()
 
 
 @pytest.mark.slow

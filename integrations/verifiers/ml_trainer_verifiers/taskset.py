@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import verifiers.v1 as vf
 
-from ml_trainer_verifiers.server import Json, Session, opened
+from ml_trainer_verifiers.server import Json, Refused, Session, begun
 
 FORM = '<tool_call>{"name": "run_epochs", "arguments": {"num_epochs": 4}}</tool_call>'
 RULES = (
@@ -81,8 +81,11 @@ class TrainingEnv(vf.Env[TrainingEnvConfig]):
 
     async def run(self, task, agents):
         data = task.data
-        async with opened(data.url, os.environ.get("ML_TRAINER_TOKEN")) as session:
-            status = await session.reset(task_id=data.task_id, seed=data.seed)
+        token = os.environ.get("ML_TRAINER_TOKEN")
+        async with begun(data.url, token, task_id=data.task_id, seed=data.seed) as (
+            session,
+            status,
+        ):
             total, grade = 0.0, None
             async with agents.player.interaction(task) as interaction:
                 tools = json.dumps(await session.tools())
@@ -109,13 +112,16 @@ async def _carry_out(session: Session, reply: str) -> tuple[str, float, Json | N
     try:
         call = json.loads(found[1])
         name, arguments = str(call["name"]), dict(call.get("arguments", {}))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"error: {error}; reply with {FORM}", 0.0, None
     return await _call(session, name, arguments)
 
 
 async def _call(session: Session, name: str, arguments: Json) -> tuple[str, float, Json | None]:
-    answer = await session.call(name, arguments)
+    try:
+        answer = await session.call(name, arguments)
+    except Refused as error:  # too deep, too long, or no text
+        return f"error: {error}", 0.0, None
     if answer["error"]:
         return f"error: {answer['error']['message']}", 0.0, None
     status = answer["status"]
