@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,11 +50,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The commands of an environment made as the package's README says."""
     folder = tmp_path_factory.mktemp("verifiers")
     python = folder / ".venv/bin/python"
+    source = shutil.copytree(PACKAGE, folder / "source")  # it is built where it lies
     for command in (
         [sys.executable, "-m", "venv", folder / ".venv"],
         [python, "-m", "pip", "install", "-qq", "--no-deps", "--require-hashes", "-r",
-         PACKAGE / "requirements.lock"],
-        [python, "-m", "pip", "install", "-qq", "--no-deps", PACKAGE],
+         source / "requirements.lock"],
+        [python, "-m", "pip", "install", "-qq", "--no-deps", source],
     ):  # fmt: skip
         subprocess.run([*map(str, command)], check=True, timeout=280)
     return python.parent

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 import verifiers.v1 as vf
+from pydantic import Field
 
 from ml_trainer_verifiers.server import Json, Refused, Session, begun
 
@@ -43,7 +44,7 @@ class TrainingConfig(vf.TasksetConfig):
 
     url: str = "http://localhost:8000"
     """The server; `ML_TRAINER_TOKEN` is its token."""
-    tasks: tuple[str, ...] = ("varied_mlp/train/0-199",)
+    tasks: list[str] = Field(default_factory=lambda: ["varied_mlp/train/0-199"])
     """Ids (`varied_mlp/eval/7`, `easy_mnist`) and ranges of instances (`varied_mlp/eval/0-47`)."""
     seeds: int = 1
     """Seeds 0, 1, ... of each."""
