@@ -43,13 +43,13 @@ from ml_trainer_env.terminal import stdout
 FOLDER = Path("outputs") / "learn"
 TRAIN, VALIDATION, EVAL = "varied_mlp", "varied_mlp/validation", "varied_mlp/eval"
 SESSIONS = 32  # side by side
-STEPS = 32  # of each session, between two updates
-ROUND = 8 * SESSIONS * STEPS
+STEPS = 8  # of each session, between two updates: episodes are dear, updates are not
+ROUND = 16 * SESSIONS * STEPS
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 BASELINES = ("random", "constant", "expert", "oracle")
 SETTINGS: dict[str, Any] = {
     "n_steps": STEPS,
-    "batch_size": 256,
+    "batch_size": 64,
     "n_epochs": 8,
     "gamma": 1.0,  # an episode has few steps, and what counts is its end
     "gae_lambda": 0.95,
