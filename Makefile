@@ -11,7 +11,7 @@ help: ## this list
 setup: ## build .venv: locked packages, CPU build of torch, development tools
 	@scripts/setup.sh
 
-data: setup ## fetch, verify and cache the three data sets
+data: setup ## fetch, verify and cache the data sets
 	@scripts/data.sh
 
 demo: data ## a scripted agent plays all three tasks against a real server

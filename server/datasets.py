@@ -1,4 +1,4 @@
-"""The three data sets: fixed subsets of each, verified, cached once per user, given as arrays.
+"""The data sets: fixed subsets of each, verified, cached once per user, given as arrays.
 
 Guarantees:
 - `load(name)` gives the same bytes on every machine: the specification's SHA-256 is checked each
@@ -7,7 +7,7 @@ Guarantees:
   number of processes may prepare at once and one of them fetches.
 
 What the subsets are is in `dataset_canon`, where the raw bytes come from in `dataset_sources`.
-`python -m ml_trainer_env.server.datasets` prepares all three ahead of time and shows them in a
+`python -m ml_trainer_env.server.datasets` prepares all of them ahead of time and shows them in a
 table.
 
 Environment: ML_TRAINER_DATA_DIR, the cache folder (`data_folder.py` has the default);
@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,26 +41,28 @@ from ml_trainer_env.server.data.canon import (
     SPLITS,
     Canon,
     NotCanonicalError,
-    cut,
     subsets,
-    verify,
 )
-from ml_trainer_env.server.data.folder import NAMES, VARIABLE, cache_dir
+from ml_trainer_env.server.data.folder import ALL, NAMES, VARIABLE, cache_dir
 from ml_trainer_env.server.data.formats import SourceError
 from ml_trainer_env.server.data.pace import BARELY, BRISK, TooSlow
 from ml_trainer_env.server.data.progress import note
+from ml_trainer_env.server.data.text import TEXTS, TextCanon
 from ml_trainer_env.server.machine.ending import Ending, pause
 from ml_trainer_env.variables import expanded, settings_explained
 
 __all__ = [
+    "ALL",
     "NAMES",
     "Dataset",
     "DatasetUnavailable",
     "Split",
     "Status",
+    "Text",
     "cache_dir",
     "cache_file",
     "load",
+    "load_text",
     "prepare",
     "status",
 ]
@@ -82,6 +84,15 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text in rows of characters, uint8 (n, 65) each. Shared, too."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray  # hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +118,7 @@ class _Unusable(DatasetUnavailable):
 
 
 def cache_file(name: str) -> Path:
-    """Where data set `name` is cached: one safetensors file with uint8 images and labels.
+    """Where data set `name` is cached: one safetensors file of uint8 arrays.
 
     All subsets of a data set lie in one file.
     """
@@ -123,6 +134,24 @@ def load(name: str) -> Dataset:
 
     Raises ValueError for an unknown name and DatasetUnavailable when no source gives the data.
     """
+    _canon(name, CANON)
+    arrays = _arrays(name)
+    splits = (
+        Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
+        for split in SPLITS
+    )
+    return Dataset(name, *splits)
+
+
+@functools.cache
+def load_text(name: str = "kjv") -> Text:
+    """The same for a text."""
+    _canon(name, TEXTS)
+    arrays = _arrays(name)
+    return Text(*(arrays[f"{split}_rows"] for split in SPLITS))
+
+
+def _arrays(name: str) -> dict[str, np.ndarray]:
     try:
         return _read(name)[0]
     except _Unusable:
@@ -133,7 +162,7 @@ def load(name: str) -> Dataset:
 def status() -> tuple[Status, ...]:
     """What the cache holds, data set by data set, verified. Fetches nothing."""
     found = []
-    for name in NAMES:
+    for name in ALL:
         path = cache_file(name)
         try:
             found.append(Status(name, path, "ok", source=_source(name)))
@@ -143,35 +172,31 @@ def status() -> tuple[Status, ...]:
     return tuple(found)
 
 
-def _canon(name: str) -> Canon:
+def _canon(
+    name: str, known: Mapping[str, Canon] | Mapping[str, TextCanon] | None = None
+) -> Canon | TextCanon:
+    """Of those `known`, by default all."""
     try:
-        return CANON[name]
+        return (CANON | TEXTS if known is None else known)[name]
     except KeyError:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(NAMES)}") from None
+        told = [each for each in ALL if known is None or each in known]
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(told)}") from None
 
 
-def _read(name: str) -> tuple[Dataset, str]:
-    """The verified data set and its source from the cache; raises _Unusable with the reason."""
+def _read(name: str) -> tuple[dict[str, np.ndarray], str]:
+    """The verified arrays and their source from the cache; raises _Unusable with the reason."""
     canon, path = _canon(name), cache_file(name)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             source = (file.metadata() or {}).get("source", "unknown")
-            arrays = {
-                f"{split}_{part}": file.get_tensor(f"{_prefix(name)}{split}_{part}")
-                for split in SPLITS
-                for part in ("images", "labels")
-            }
+            arrays = {key: file.get_tensor(f"{_prefix(name)}{key}") for key in canon.keys}
     except (OSError, safetensors.SafetensorError) as error:
         raise _Unusable(str(error)) from None
     try:
-        verify(arrays, canon)
+        canon.verify(arrays)
     except NotCanonicalError as error:
         raise _Unusable(str(error)) from None
-    splits = (
-        Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
-        for split in SPLITS
-    )
-    return Dataset(name, *splits), source
+    return arrays, source
 
 
 def _prefix(name: str) -> str:
@@ -181,8 +206,13 @@ def _prefix(name: str) -> str:
 
 def _source(name: str) -> str:
     """Where data set `name` came from; raises _Unusable unless all its subsets are whole."""
-    classic, *_ = [_read(subset)[1] for subset in subsets(name)]
+    classic, *_ = [_read(subset)[1] for subset in _parts(name)]
     return classic
+
+
+def _parts(name: str) -> Mapping[str, Canon | TextCanon]:
+    """All that are cut from what the sources of `name` give."""
+    return {name: TEXTS[name]} if name in TEXTS else subsets(name)
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], source: str) -> None:
@@ -297,16 +327,16 @@ def _obtain(source: dataset_sources.Source, name: str, least: float) -> dict[str
     found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory(prefix="ml-trainer-", ignore_cleanup_errors=True) as work:
         raw = source.fetch(Path(work), least)
-        for subset, canon in subsets(name).items():
-            arrays = cut(raw, canon)
-            verify(arrays, canon)
+        for subset, canon in _parts(name).items():
+            arrays = canon.cut(raw)
+            canon.verify(arrays)
             found |= {f"{_prefix(subset)}{key}": array for key, array in arrays.items()}
     return found
 
 
 def _what_to_do(name: str, failures: Sequence[str]) -> str:
     tried = "\n".join(f"  {i}. {failure}" for i, failure in enumerate(failures, 1))
-    files = ", ".join(dataset_sources.OFFICIAL[name].md5)
+    files = ", ".join(dataset_sources.files(name))
     return (
         f"No source gave the data set {name}. Tried, in this order:\n{tried}\n"
         "What to do, one of:\n"
@@ -328,13 +358,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m ml_trainer_env.server.datasets",
         description=f"Fetch, verify and cache the data sets, in {cache_dir()}.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}; all")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder of official files")
     parser.add_argument("--status", action="store_true", help="only show what the cache holds")
     options = parser.parse_args(argv)
-    names = tuple(dict.fromkeys(options.names)) or NAMES
-    if unknown := [name for name in names if name not in CANON]:
-        parser.error(f"unknown data set {unknown[0]!r}; known: {', '.join(NAMES)}")
+    names = tuple(dict.fromkeys(options.names)) or ALL
+    if unknown := [name for name in names if name not in CANON | TEXTS]:
+        parser.error(f"unknown data set {unknown[0]!r}; known: {', '.join(ALL)}")
     if not options.status:
         data_folder.require_usable()
     complete = True
@@ -353,12 +383,11 @@ def _print_table(rows: Sequence[Status]) -> None:
 
     from ml_trainer_env.terminal import stdout
 
-    table = Table("data set", "train / val / test", "image", "source", "state")
+    table = Table("data set", "train / val / test", "each", "source", "state")
     for row in rows:
-        canon = CANON[row.name]
-        sizes = " / ".join(map(str, canon.images))
-        shape = "x".join(map(str, canon.image_shape))
-        table.add_row(row.name, sizes, shape, row.source, row.state)
+        canon = _canon(row.name)
+        sizes = " / ".join(map(str, canon.sizes))
+        table.add_row(row.name, sizes, canon.shape, row.source, row.state)
     stdout().print(table)
 
 

@@ -21,6 +21,10 @@ CLASSES = 10
 SPLITS = ("train", "val", "test")
 
 
+class NotCanonicalError(Exception):
+    """The bytes are not the canonical subset; the message says what differs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Canon:
     """The definition of a subset of a data set."""
@@ -35,6 +39,56 @@ class Canon:
         """Images in train, val, test."""
         train, val, test = self.per_class
         return CLASSES * train, CLASSES * val, CLASSES * test
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.images
+
+    @property
+    def shape(self) -> str:
+        return "x".join(map(str, self.image_shape))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of its arrays."""
+        return tuple(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))
+
+    def cut(self, raw: RawData) -> dict[str, np.ndarray]:
+        """The subset as C-ordered uint8 arrays: "train_images", "train_labels", "val_images", ...
+
+        A class with too few images gives fewer rows; `verify` refuses such a subset.
+        """
+        train, val, test = self.per_class
+        train_rank = _rank_in_class(raw.train_labels) - self.skip[0]
+        test_rank = _rank_in_class(raw.test_labels) - self.skip[1]
+        in_val = (train_rank >= train) & (train_rank < train + val)
+        picks = (
+            (raw.train_images, raw.train_labels, (train_rank >= 0) & (train_rank < train)),
+            (raw.train_images, raw.train_labels, in_val),
+            (raw.test_images, raw.test_labels, (test_rank >= 0) & (test_rank < test)),
+        )
+        arrays = {}
+        for split, (images, labels, rows) in zip(SPLITS, picks, strict=True):
+            arrays[f"{split}_images"] = np.ascontiguousarray(images[rows], np.uint8)
+            arrays[f"{split}_labels"] = np.ascontiguousarray(labels[rows], np.uint8)
+        return arrays
+
+    def verify(self, arrays: dict[str, np.ndarray]) -> None:
+        """Raise NotCanonicalError unless the arrays are the subset: every shape, type and byte."""
+        for split, count, expected in zip(SPLITS, self.images, self.sha256, strict=True):
+            images, labels = arrays.get(f"{split}_images"), arrays.get(f"{split}_labels")
+            if images is None or labels is None:
+                raise NotCanonicalError(f"the {split} split is incomplete")
+            shape = (count, *self.image_shape)
+            if images.shape != shape or labels.shape != (count,):
+                raise NotCanonicalError(f"{split} images are {images.shape}, not {shape}")
+            if images.dtype != np.uint8 or labels.dtype != np.uint8:
+                raise NotCanonicalError(f"{split} is {images.dtype} and {labels.dtype}, not uint8")
+            found = digest(images, labels)
+            if found != expected:
+                raise NotCanonicalError(
+                    f"{split} has SHA-256 {found[:12]}..., not {expected[:12]}..."
+                )
 
 
 CANON: dict[str, Canon] = {
@@ -141,34 +195,9 @@ CANON |= {
 }
 
 
-class NotCanonicalError(Exception):
-    """The bytes are not the canonical subset; the message says what differs."""
-
-
 def subsets(name: str) -> dict[str, Canon]:
     """All that are cut from the official files of data set `name`, the classic one first."""
     return {key: canon for key, canon in CANON.items() if key.partition("/")[0] == name}
-
-
-def cut(raw: RawData, canon: Canon) -> dict[str, np.ndarray]:
-    """The subset as C-ordered uint8 arrays: "train_images", "train_labels", "val_images", ...
-
-    A class with too few images gives fewer rows; `verify` refuses such a subset.
-    """
-    train, val, test = canon.per_class
-    train_rank = _rank_in_class(raw.train_labels) - canon.skip[0]
-    test_rank = _rank_in_class(raw.test_labels) - canon.skip[1]
-    in_val = (train_rank >= train) & (train_rank < train + val)
-    picks = (
-        (raw.train_images, raw.train_labels, (train_rank >= 0) & (train_rank < train)),
-        (raw.train_images, raw.train_labels, in_val),
-        (raw.test_images, raw.test_labels, (test_rank >= 0) & (test_rank < test)),
-    )
-    arrays = {}
-    for split, (images, labels, rows) in zip(SPLITS, picks, strict=True):
-        arrays[f"{split}_images"] = np.ascontiguousarray(images[rows], np.uint8)
-        arrays[f"{split}_labels"] = np.ascontiguousarray(labels[rows], np.uint8)
-    return arrays
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
@@ -178,22 +207,6 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(labels == label)
         rank[rows] = np.arange(len(rows))
     return rank
-
-
-def verify(arrays: dict[str, np.ndarray], canon: Canon) -> None:
-    """Raise NotCanonicalError unless the arrays are the subset: every shape, type and byte."""
-    for split, count, expected in zip(SPLITS, canon.images, canon.sha256, strict=True):
-        images, labels = arrays.get(f"{split}_images"), arrays.get(f"{split}_labels")
-        if images is None or labels is None:
-            raise NotCanonicalError(f"the {split} split is incomplete")
-        shape = (count, *canon.image_shape)
-        if images.shape != shape or labels.shape != (count,):
-            raise NotCanonicalError(f"{split} images are {images.shape}, not {shape}")
-        if images.dtype != np.uint8 or labels.dtype != np.uint8:
-            raise NotCanonicalError(f"{split} is {images.dtype} and {labels.dtype}, not uint8")
-        found = digest(images, labels)
-        if found != expected:
-            raise NotCanonicalError(f"{split} has SHA-256 {found[:12]}..., not {expected[:12]}...")
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:

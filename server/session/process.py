@@ -128,7 +128,7 @@ def load() -> None:
 
 
 def prepare(*, workers: bool) -> None:
-    """Have the three data sets ready, fetching what is missing; failures go to the log.
+    """Have the data sets ready, fetching what is missing; failures go to the log.
 
     `workers`: start those of the pool, which load them.
     """

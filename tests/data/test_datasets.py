@@ -80,7 +80,7 @@ def test_real_data_are_the_specifications_bytes(name):
 
 def test_cut_is_first_n_then_next_m_of_every_class_in_file_order():
     raw = make_raw()
-    arrays = dataset_canon.cut(raw, tiny_canon(raw))
+    arrays = tiny_canon(raw).cut(raw)
     for split, (images, labels) in cut_by_hand(raw).items():
         np.testing.assert_array_equal(arrays[f"{split}_images"], images)
         np.testing.assert_array_equal(arrays[f"{split}_labels"], labels)
@@ -109,7 +109,7 @@ def test_no_image_is_in_two_subsets_or_two_splits(name):
         *(f"{name}/{split}" for split in ("train", "validation", "eval")),
     ]
     for canon in dataset_canon.subsets(name).values():
-        arrays = dataset_canon.cut(raw, canon)
+        arrays = canon.cut(raw)
         for split, count in zip(dataset_canon.SPLITS, canon.images, strict=True):
             rows = arrays[f"{split}_images"].reshape(-1, 4).view(np.uint32)[:, 0]
             assert len(rows) == count
@@ -137,9 +137,9 @@ def test_cut_of_a_transposed_view_is_stored_in_c_order():
     raw = make_raw()
     images = np.asfortranarray(raw.train_images)
     view = RawData(images, raw.train_labels, raw.test_images, raw.test_labels)
-    arrays = dataset_canon.cut(view, tiny_canon(raw))
+    arrays = tiny_canon(raw).cut(view)
     assert all(array.flags.c_contiguous for array in arrays.values())
-    dataset_canon.verify(arrays, tiny_canon(raw))
+    tiny_canon(raw).verify(arrays)
 
 
 def flip_pixel(arrays):
@@ -172,11 +172,11 @@ def drop_a_split(arrays):
 )
 def test_anything_but_the_canonical_arrays_is_refused(spoil):
     raw = make_raw()
-    arrays = dataset_canon.cut(raw, tiny_canon(raw))
-    dataset_canon.verify(arrays, tiny_canon(raw))
+    arrays = tiny_canon(raw).cut(raw)
+    tiny_canon(raw).verify(arrays)
     spoil(arrays)
     with pytest.raises(dataset_canon.NotCanonicalError):
-        dataset_canon.verify(arrays, tiny_canon(raw))
+        tiny_canon(raw).verify(arrays)
 
 
 # --- Loading and caching ----------------------------------------------------------------------
