@@ -37,7 +37,7 @@ class Source:
     """
 
     title: str
-    fetch: Callable[[Path, float], RawData | str]
+    fetch: Callable[[Path, float], Any]  # RawData, or a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,8 @@ def sources(name: str, raw_dir: Path | None) -> list[Source]:
     }
     own = official = []
     if raw_dir is not None:
-        own = [Source(f"raw folder {raw_dir}", lambda *_: from_folder(name, raw_dir))]
+        read = partial(from_folder, name) if name in OFFICIAL else packages.text_in
+        own = [Source(f"raw folder {raw_dir}", lambda *_: read(raw_dir))]
     if name in OFFICIAL:
         official = [Source("official files", partial(from_official, name))]
     return [*own, *official, *registry[name]]
@@ -122,17 +123,14 @@ def files(name: str) -> tuple[str, ...]:
     return tuple(OFFICIAL[name].md5) if name in OFFICIAL else (packages.TEXT_FILE,)
 
 
-def from_folder(name: str, root: Path) -> RawData | str:
+def from_folder(name: str, root: Path) -> RawData:
     """Data set `name` from official files somewhere under `root` (see `_SUBFOLDERS`).
 
     MNIST and FashionMNIST: the four IDX files, gzipped or not. CIFAR-10: the official Python or
-    binary version, as the archive or unpacked. The text: `bible.data`. Raises SourceError when they
-    are not there.
+    binary version, as the archive or unpacked. Raises SourceError when they are not there.
     """
     if not root.is_dir():
         raise SourceError(f"{root} is not a folder")
-    if name not in OFFICIAL:
-        return packages.text_in(root)
     read = _cifar_in if name == "cifar10" else _idx_in
     for folder in (root / sub for sub in _SUBFOLDERS[name]):
         if folder.is_dir() and (raw := read(folder)) is not None:
@@ -161,7 +159,7 @@ def _cifar_in(folder: Path) -> RawData | None:
     return None
 
 
-def from_official(name: str, work: Path, least: float = BARELY) -> RawData | str:
+def from_official(name: str, work: Path, least: float = BARELY) -> RawData:
     """Data set `name` over HTTP. Every file is checked against its published MD5.
 
     Raises SourceError, within about CONNECT_S when no mirror answers, and TooSlow. No request is
