@@ -13,14 +13,13 @@ good learning rate; the noise of its labels; a shift between training and valida
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 from ml_trainer_env.models import TrainingConfig
+from ml_trainer_env.server.draws import Draw
 from ml_trainer_env.server.tasks import Inherited
 from ml_trainer_env.server.variations import (
     CHANNELS,
@@ -42,8 +41,6 @@ INHERITED = 4 / 7  # of the draws; of the instances 40%, for half of these are h
 NOISY_FROM = 1000  # images; with fewer, 40% of wrong labels leave nothing to learn
 POOLING = 2  # an episode at half the resolution costs a third, and teaches as much
 HARD_TO_LEARN = ("cifar10",)  # with any number
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +103,6 @@ class Instance:
     start: Start
     inherited: Inherited | None
     variation: Variation
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One number for each name."""
-
-    place: str
-
-    def uniform(self, name: str) -> float:
-        """In [0, 1), a multiple of 2^-53."""
-        digest = hashlib.sha256(f"{self.place}|{name}".encode()).digest()
-        return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
-
-    def one_of(self, name: str, choices: Sequence[_T]) -> _T:
-        return choices[int(self.uniform(name) * len(choices))]
-
-    def whole(self, name: str, least: int, most: int) -> int:
-        return least + math.floor((most - least + 1) * self.uniform(name))
-
-    def log_uniform(self, name: str, low: float, high: float) -> float:
-        """To three digits."""
-        return float(f"{low * (high / low) ** self.uniform(name):.3g}")
-
-    def chance(self, name: str, probability: float) -> bool:
-        return self.uniform(name) < probability
 
 
 def held_out(instance: Instance) -> tuple[bool, ...]:

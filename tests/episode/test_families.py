@@ -12,11 +12,11 @@ from itertools import islice
 import pytest
 
 from ml_trainer_env.models import TrainingConfig
+from ml_trainer_env.server.draws import Draw
 from ml_trainer_env.server.families import (
     HELD_OUT_FROM,
     NOISY_FROM,
     RANGES,
-    Draw,
     Instance,
     candidate,
     candidates,

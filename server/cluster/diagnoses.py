@@ -1,0 +1,70 @@
+"""What a closer look finds, line by line. Each tells faults apart that look alike from afar."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from ml_trainer_env.server.cluster.events import MICRO_SHARDS
+from ml_trainer_env.server.cluster.faults import Crash, Strike
+from ml_trainer_env.server.cluster.networks import Rows, losses
+from ml_trainer_env.server.cluster.reading import NETWORKS, read
+from ml_trainer_env.server.cluster.state import ClusterState, Shown, merged
+from ml_trainer_env.server.cluster.world import World
+
+BATCHES = 4  # of each data shard, to measure its loss
+
+
+def weight_checksum(state: ClusterState) -> list[str]:
+    """Of each rank: those in step have the same."""
+    fleet = state.fleet
+    lines: list[str] = []
+    for rank in fleet.working:
+        weights = state.apart.get(fleet.hosts[rank], state.model.weights)
+        digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:12]
+        lines.append(f"rank {rank}: {digest}")
+    return lines
+
+
+def shard_loss(world: World, place: str, state: ClusterState) -> list[str]:
+    """Of the cluster's model on what each data shard would give next, quarantined or not."""
+    weights, lines = merged(state), list[str]()
+    for shard in range(MICRO_SHARDS):
+        samplers = [state.sampler.skipping(n) for n in range(BATCHES)]
+        found = [read(world, place, each, [shard]) for each in samplers]
+        rows = Rows(*(torch.cat(each, 1) for each in zip(*found, strict=True)))
+        loss = losses(NETWORKS[world.network], weights.expand(1, -1), rows)
+        lines.append(f"data shard {shard}: loss {float(loss):.3f}")
+    return lines
+
+
+def flight_recorder(state: ClusterState, struck: Sequence[Strike]) -> list[str]:
+    """Of every rank: whether it answers, and how often its host was lost."""
+    fleet = state.fleet
+    lost = [strike.host for strike in struck if isinstance(strike, Crash)]
+    return [
+        f"rank {rank}: {'does not answer' if host in fleet.dead else 'answers'}, "
+        f"lost {lost.count(host)} times"
+        for rank, host in enumerate(fleet.hosts)
+    ]
+
+
+def verify_checkpoint(state: ClusterState) -> list[str]:
+    """Of every checkpoint: whether its file is as long as it should be."""
+    return [
+        f"step {each.step}: {'damaged' if each.damaged else 'whole'}" for each in state.checkpoints
+    ]
+
+
+def replayed(then: Shown, again: Shown) -> str:
+    """One step that was made a second time."""
+    return (
+        f"loss {_told(then.loss)}, again {_told(again.loss)}; gradient norm {_told(then.norm)}, "
+        f"again {_told(again.norm)}: {'the same' if again == then else 'different'}"
+    )
+
+
+def _told(number: float | None) -> str:
+    return "not finite" if number is None else f"{number:.4f}"

@@ -1,0 +1,115 @@
+"""What happens to a cluster by its operator's will, one thing at a time, and what is seen of it.
+
+An event is to a cluster what an epoch's plan is to a training: with the state before it, all that
+its result depends on.
+"""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ml_trainer_env.models import LearningRate, Model, WeightDecay
+
+MICRO_SHARDS = 16
+WINDOW = 25  # steps
+REPLAYED = 8  # steps of the last window, by `replay`
+
+Rank = Annotated[int, Field(ge=0)]
+Shard = Annotated[int, Field(ge=0, lt=MICRO_SHARDS)]
+Diagnosis = Literal[
+    "replay", "weight_checksum", "shard_loss", "flight_recorder", "verify_checkpoint"
+]
+
+
+class Settings(Model):
+    """Of the optimizer, AdamW, and of the loop."""
+
+    learning_rate: LearningRate = 0.003
+    revision: Annotated[int, Field(ge=0, description="how often somebody has set the rate")] = 0
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, le=0.5, description="share of the time")] = 0.05
+    weight_decay: WeightDecay = 0.05
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=5, le=500, description="steps")] = 50
+
+
+class Train(Model):
+    """One window, or what the deadline or a failure leaves of it."""
+
+    kind: Literal["train"] = "train"
+    settings: Settings = Settings()
+
+
+class Restore(Model):
+    """Go back to a checkpoint, on all ranks; the clock goes on."""
+
+    kind: Literal["restore"] = "restore"
+    step: Annotated[int, Field(ge=0, description="the latest checkpoint up to here is taken")]
+    skip_batches: Annotated[int, Field(ge=0, description="batches after it, not to be read")] = 0
+    load_optimizer: bool = True
+
+
+class ConfigureRanks(Model):
+    """Who works, and on how much. The process group starts again, and weights are broadcast."""
+
+    kind: Literal["ranks"] = "ranks"
+    exclude: tuple[Rank, ...] = ()  # all that are to be out, those before included
+    use_spare: tuple[Rank, ...] = ()  # whose host is replaced
+    shares: tuple[int, ...] | None = None  # micro-shards of each rank; None: as equal as can be
+
+
+class ConfigureData(Model):
+    """What is read, and in which order."""
+
+    kind: Literal["data"] = "data"
+    quarantine: tuple[Shard, ...] = ()  # all that are to be out, those before included
+    reshuffle: bool = False
+
+
+class Diagnose(Model):
+    """Look closer; it costs seconds and changes nothing else."""
+
+    kind: Literal["diagnose"] = "diagnose"
+    what: Diagnosis
+
+
+Event = Annotated[
+    Train | Restore | ConfigureRanks | ConfigureData | Diagnose, Field(discriminator="kind")
+]
+
+
+class RankReport(Model):
+    """Means over the steps of a window; None for a rank that took no part."""
+
+    rank: int
+    alive: bool
+    shards: tuple[int, ...]
+    step_seconds: float | None = None
+    gradient_norm: float | None = None
+    agreement: float | None = Field(
+        default=None, description="cosine of its gradient and that of the others together"
+    )
+    loss: float | None = None
+
+
+class Report(Model):
+    """What came of an event. Losses are in nats, seconds virtual."""
+
+    event: Event
+    step: int = Field(description="where the model stands")
+    made: int = Field(description="steps ever made, those included that were lost")
+    seconds: float = Field(description="on the clock, after it")
+    val_loss: float | None = None
+    learning_rate: float | None = Field(default=None, description="of the last step")
+    skipped: int = Field(default=0, description="updates that were not finite")
+    losses: tuple[float | None, ...] = ()  # step by step
+    gradient_norms: tuple[float | None, ...] = ()
+    ranks: tuple[RankReport, ...] = ()
+    shard_losses: tuple[float | None, ...] = ()  # of each data shard, means
+    checkpoints: tuple[int, ...] = ()  # steps
+    incidents: tuple[str, ...] = ()
+    finding: tuple[str, ...] = Field(default=(), description="of a diagnosis, line by line")

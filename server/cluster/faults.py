@@ -1,0 +1,195 @@
+"""What goes wrong, one small value each, and what it does to a training.
+
+Each fault lies on an axis of its own. Those of data follow the sampler's position: whoever reads a
+batch again meets them again. Those of hardware follow a host and the clock: on another host, or at
+another time, they are not there. Those of the optimizer change the state once and are part of it.
+Whatever is drawn is drawn by name, so every fork of a run meets the same world.
+
+A fault is part of a run's key and of no observation.
+"""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ml_trainer_env.server.cluster.sampler import Sampler
+from ml_trainer_env.server.draws import Draw
+
+Order = Literal["sorted", "one_shard", "starts_over"]
+Damage = Literal["truncated", "old_rate"]
+
+
+class Reading(NamedTuple):
+    """What a micro-shard is about to read."""
+
+    shard: int  # whose rows
+    sampler: Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """By itself it does nothing: each kind says what is different with it."""
+
+    def reading(self, reading: Reading) -> Reading:
+        """What is read in the place of `reading`."""
+        return reading
+
+    def in_order(self, reading: Reading) -> bool:
+        """Whether rows come as they lie, not as they were drawn."""
+        return False
+
+    def mislabels(self, reading: Reading) -> int:
+        """By how much each target is moved on in its alphabet; 0: none is."""
+        return 0
+
+    def factor(self, host: int, seconds: float, draw: Draw, made: int) -> float:
+        """Of the gradients that `host` contributes in its step number `made`."""
+        return 1.0
+
+    def slowdown(self, host: int, seconds: float) -> float:
+        """Of everything that `host` does."""
+        return 1.0
+
+    def load(self, shard: int, seconds: float) -> float:
+        """Of the work on one micro-shard."""
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class BadBatches(Fault):
+    """`count` batches in a row with the targets of others; one alone is a benign spike."""
+
+    position: int
+    count: int
+
+    def mislabels(self, reading: Reading) -> int:
+        here = self.position <= reading.sampler.cursor < self.position + self.count
+        return 1 + reading.shard % 7 if here and reading.sampler.order == 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonedShards(Fault):
+    """From a position on, the targets of these data shards are wrong in one consistent way."""
+
+    shards: tuple[int, ...]
+    position: int
+
+    def mislabels(self, reading: Reading) -> int:
+        later = reading.sampler.cursor >= self.position or reading.sampler.order > 0
+        return 5 if later and reading.shard in self.shards else 0
+
+
+@dataclass(frozen=True, slots=True)
+class WrongOrder(Fault):
+    """From a position on, the sampler is broken, until there is a new order."""
+
+    position: int
+    kind: Order
+    period: int = 10  # batches, of a sampler that starts over and over
+
+    def _broken(self, reading: Reading) -> bool:
+        return reading.sampler.order == 0 and reading.sampler.cursor >= self.position
+
+    def in_order(self, reading: Reading) -> bool:
+        return self.kind == "sorted" and self._broken(reading)
+
+    def reading(self, reading: Reading) -> Reading:
+        if not self._broken(reading):
+            return reading
+        if self.kind == "one_shard":
+            return Reading(0, reading.sampler)
+        if self.kind == "starts_over":
+            past = reading.sampler.cursor - self.position
+            again = Sampler(self.position + past % self.period, reading.sampler.order)
+            return Reading(reading.shard, again)
+        return reading
+
+
+@dataclass(frozen=True, slots=True)
+class Corruption(Fault):
+    """A host whose gradients are scaled, always or now and then; -1 turns their sign."""
+
+    host: int
+    since: float  # seconds
+    scale: float
+    chance: float = 1.0
+
+    def factor(self, host: int, seconds: float, draw: Draw, made: int) -> float:
+        if host != self.host or seconds < self.since:
+            return 1.0
+        return self.scale if draw.chance(f"corruption in step {made}", self.chance) else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlowHost(Fault):
+    """A host that takes longer for everything."""
+
+    host: int
+    since: float
+    times: float
+
+    def slowdown(self, host: int, seconds: float) -> float:
+        return self.times if host == self.host and seconds >= self.since else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlowShard(Fault):
+    """A data shard that takes longer, whoever works on it."""
+
+    shard: int
+    since: float
+    times: float
+
+    def load(self, shard: int, seconds: float) -> float:
+        return self.times if shard == self.shard and seconds >= self.since else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Strike(Fault):
+    """It happens once, when the clock has reached its time."""
+
+    at: float  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class WrongRate(Strike):
+    """The rate is multiplied, until somebody sets it again."""
+
+    times: float
+
+
+@dataclass(frozen=True, slots=True)
+class BitFlip(Strike):
+    """One exponent bit of one weight, of all ranks."""
+
+    bit: int  # 23 to 30
+    share: float  # where in the vector, 0..1
+
+
+@dataclass(frozen=True, slots=True)
+class Desync(Strike):
+    """A host misses every update from here on, until weights are broadcast."""
+
+    host: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crash(Strike):
+    """A host's process dies; the job starts again from its latest checkpoint.
+
+    A host that is `dead` does not come back: every step waits for it, in vain.
+    """
+
+    host: int
+    dead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BadResume(Strike):
+    """The job is moved: it starts again from its latest checkpoint, and something is wrong then."""
+
+    damage: Damage
+    times: float = 1.0  # of the rate, where the old one is loaded

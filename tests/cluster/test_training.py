@@ -1,0 +1,424 @@
+"""A cluster goes on: bits, faults, remedies. On the CNN, where a window takes a second."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_trainer_env.server.cluster import clock
+from ml_trainer_env.server.cluster.events import (
+    ConfigureData,
+    ConfigureRanks,
+    Diagnose,
+    Report,
+    Restore,
+    Settings,
+    Train,
+)
+from ml_trainer_env.server.cluster.faults import (
+    BadBatches,
+    BadResume,
+    BitFlip,
+    Corruption,
+    Crash,
+    Desync,
+    PoisonedShards,
+    SlowHost,
+    SlowShard,
+    WrongOrder,
+    WrongRate,
+)
+from ml_trainer_env.server.cluster.ranks import Contribution, Lost, Memory, copied
+from ml_trainer_env.server.cluster.reading import NETWORKS, read
+from ml_trainer_env.server.cluster.sampler import Sampler
+from ml_trainer_env.server.cluster.state import merged
+from ml_trainer_env.server.cluster.training import advance, start
+from ml_trainer_env.server.cluster.world import World
+
+SETTINGS = Settings(learning_rate=0.003, checkpoint_every=10)
+WINDOW = Train(settings=SETTINGS)
+STEADY = SETTINGS.model_copy(update={"lr_schedule": "constant", "warmup": 0.0})
+STEADILY = Train(settings=STEADY)  # so that seconds do not change the rate
+
+
+def world(*faults, ranks=4, network="cluster_cnn"):
+    return World("tests", network, ranks, 120.0, faults)
+
+
+def play(of, *events, state=None, ranks=None):
+    """The state after `events`, and what each has shown."""
+    state, reports = state or start(of, 0), []
+    for event in events:
+        state, report = advance(of, 0, state, event, ranks)
+        reports.append(report)
+    return state, reports
+
+
+def same(one, other):
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(
+            (one.model.weights, *one.model.moments),
+            (other.model.weights, *other.model.moments),
+            strict=True,
+        )
+    )
+
+
+class OneByOne:
+    """Every host with a memory of its own, one after the other: nothing is shared."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def begin(self, hosts, model, apart):
+        self.hosts = {
+            host: Memory(self.network, replace(model, weights=apart.get(host, model.weights)))
+            for host in hosts
+        }
+        self.out = {host: self.hosts.pop(host) for host in list(self.hosts) if host in apart}
+
+    def contribute(self, parts):
+        found = []
+        for part in parts:
+            memory = self.hosts.get(part.host) or self.out.get(part.host)
+            if memory is None:
+                raise Lost(part.host)
+            each = [
+                memory.contribution(
+                    part._replace(
+                        shards=(shard,),
+                        rows=type(part.rows)(
+                            part.rows.inputs[n : n + 1], part.rows.targets[n : n + 1]
+                        ),
+                    )
+                )
+                for n, shard in enumerate(part.shards)
+            ]
+            found.append(
+                Contribution(
+                    torch.cat([one.losses for one in each]),
+                    torch.cat([one.gradients for one in each]),
+                )
+            )
+        self.rows = [row for each in found for row in each.gradients.unbind()]
+        return found
+
+    def update(self, made):
+        norms = [memory.update(self.rows, made) for memory in self.hosts.values()]
+        return norms[0]
+
+    def part(self, host):
+        self.out[host] = self.hosts.pop(host)
+
+    def lose(self, host):
+        self.hosts.pop(host, None)
+        self.out.pop(host, None)
+
+    def flip(self, place, bit):
+        for memory in self.hosts.values():
+            memory.flip(place, bit)
+
+    def model(self):
+        first, *others = self.hosts.values()
+        assert all(torch.equal(first.model.weights, each.model.weights) for each in others)
+        return copied(first.model)
+
+    def apart(self):
+        return {host: memory.model.weights.clone() for host, memory in self.out.items()}
+
+    def write(self, checkpoint):
+        pass
+
+    def read(self, checkpoint):
+        model = copied(checkpoint.model)
+        if checkpoint.damaged:
+            for part in (model.weights, *model.moments):
+                part[len(part) // 2 :] = 0
+        return model
+
+
+# Bits ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_events_give_the_same_bits_and_a_fork_changes_nothing():
+    of = world()
+    state, _ = play(of, WINDOW)
+    once, first = play(of, WINDOW, state=state)
+    play(of, Restore(step=0), WINDOW, state=state)
+    again, second = play(of, WINDOW, state=state)
+    assert same(once, again)
+    assert first == second
+
+
+EVERYTHING = (
+    WrongRate(at=8, times=3),
+    Corruption(host=1, since=5, scale=-1, chance=0.5),
+    Desync(at=12, host=2),
+    BadBatches(position=15, count=3),
+    BitFlip(at=18, bit=27, share=0.4),
+    Crash(at=33, host=3),
+    SlowHost(host=0, since=3, times=1.5),
+    BadResume(at=60, damage="truncated"),
+    Crash(at=75, host=0, dead=True),
+)
+
+
+def test_ranks_with_memories_of_their_own_give_the_bits_of_ranks_that_share_one():
+    of = world(*EVERYTHING)
+    events = [WINDOW, WINDOW, Diagnose(what="replay"), WINDOW, WINDOW, WINDOW]
+    events += [ConfigureRanks(use_spare=(0,), shares=(1, 5, 5, 5)), WINDOW]
+    one, reports = play(of, *events)
+    other, others = play(of, *events, ranks=OneByOne(NETWORKS[of.network]))
+    assert reports == others
+    assert same(one, other)
+    assert one.struck == 6
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_moving_micro_shards_costs_time_and_not_one_bit(network):
+    of = world(network=network)
+    equal, (_, shown) = play(of, ConfigureRanks(), STEADILY)
+    moved, (_, other) = play(of, ConfigureRanks(exclude=(1,), shares=(1, 7, 8)), STEADILY)
+    assert same(equal, moved)
+    assert shown.losses == other.losses
+    assert moved.seconds > equal.seconds + 10
+    assert [len(each.shards) for each in other.ranks] == [1, 0, 7, 8]
+
+
+def test_a_seed_and_a_name_of_another_kind_are_another_run():
+    one, _ = play(world(), WINDOW)
+    other, _ = advance(world(), 1, start(world(), 1), WINDOW)
+    third, _ = play(replace(world(), name="others"), WINDOW)
+    assert not same(one, other)
+    assert not same(one, third)
+
+
+# The clock and the disk ---------------------------------------------------------------------------
+
+
+def test_a_step_takes_about_a_second_and_the_deadline_ends_the_last_window():
+    of = world()
+    state, reports = play(of, *[WINDOW] * 5)
+    assert 0.95 < reports[0].seconds / reports[0].step < 1.1
+    assert of.deadline <= state.seconds < of.deadline + 1.5
+    _, (nothing,) = play(of, WINDOW, state=state)
+    assert nothing.losses == ()
+    assert nothing.seconds == state.seconds
+
+
+def test_checkpoints_are_written_as_often_as_wanted_and_cost_time():
+    seldom = Train(settings=STEADY.model_copy(update={"checkpoint_every": 100}))
+    state, (shown,) = play(world(), STEADILY)
+    without, (other,) = play(world(), seldom)
+    assert shown.checkpoints == (0, 10, 20)
+    assert other.checkpoints == (0,)
+    assert same(state, without)
+    assert math.isclose(state.seconds, without.seconds + 2 * clock.CHECKPOINT)
+
+
+def test_a_checkpoint_brings_back_weights_moments_and_the_sampler():
+    of = world()
+    state, _ = play(of, WINDOW)
+    back, (report,) = play(of, Restore(step=20), state=state)
+    assert (back.step, back.sampler) == (20, Sampler(20))
+    assert back.seconds == state.seconds + clock.RESTART
+    assert report.incidents == ("restored the checkpoint of step 20",)
+    assert same(back, replace(state, model=state.checkpoints[-1].model))
+    assert not same(back, state)
+    skipped, _ = play(of, Restore(step=20, skip_batches=3, load_optimizer=False), state=state)
+    assert skipped.sampler == Sampler(23)
+    assert skipped.model.updates == 0
+    assert not any(moment.any() for moment in skipped.model.moments)
+
+
+EVENTS = st.one_of(
+    st.just(WINDOW),
+    st.builds(Restore, step=st.integers(0, 60), skip_batches=st.integers(0, 30)),
+    st.builds(
+        ConfigureRanks,
+        exclude=st.sets(st.integers(0, 3), max_size=1).map(tuple),
+        use_spare=st.sets(st.integers(0, 3), max_size=2).map(tuple),
+    ),
+    st.builds(
+        ConfigureData,
+        quarantine=st.sets(st.integers(0, 15), max_size=4).map(tuple),
+        reshuffle=st.booleans(),
+    ),
+    st.builds(
+        Diagnose,
+        what=st.sampled_from(
+            ["replay", "weight_checksum", "shard_loss", "flight_recorder", "verify_checkpoint"]
+        ),
+    ),
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(EVENTS, max_size=6))
+def test_whatever_is_done_the_clock_goes_on_and_reports_are_whole(events):
+    of = world(*EVERYTHING)
+    state, before = start(of, 0), 0.0
+    for event in events:
+        state, report = advance(of, 0, state, event)
+        assert report.seconds >= before
+        before = report.seconds
+        assert Report.model_validate_json(report.model_dump_json()) == report
+        assert len(report.ranks) == 4
+        assert len(state.checkpoints) <= 5
+
+
+# Faults, and what is right and wrong --------------------------------------------------------------
+
+
+def test_bad_batches_come_again_when_they_are_read_again_and_not_when_they_are_skipped():
+    of = world(BadBatches(position=22, count=2))
+    state, (shown,) = play(of, WINDOW)
+    assert min(shown.losses[22:24]) > max(shown.losses[18:22]) + 1
+    _, (_, again) = play(of, Restore(step=20), WINDOW, state=state)
+    assert min(again.losses[2:4]) > max(again.losses[:2]) + 1
+    _, (_, skipped) = play(of, Restore(step=20, skip_batches=4), WINDOW, state=state)
+    assert max(skipped.losses) < shown.losses[22] - 1
+
+
+def test_a_poisoned_shard_shows_in_its_loss_and_not_in_its_rank_alone():
+    of = world(PoisonedShards(shards=(6,), position=10))
+    state, (_, shown) = play(of, WINDOW, WINDOW)
+    worst = max(range(16), key=lambda shard: shown.shard_losses[shard])
+    assert worst == 6
+    out, (_, cured) = play(of, ConfigureData(quarantine=(6,)), WINDOW, state=state)
+    assert cured.shard_losses[6] is None
+    assert cured.val_loss < play(of, WINDOW, state=state)[1][0].val_loss
+    _, (finding,) = play(of, Diagnose(what="shard_loss"), state=out)
+    told = [float(line.split()[-1]) for line in finding.finding]
+    assert max(range(16), key=told.__getitem__) == 6
+    _, (_, moved) = play(of, ConfigureRanks(exclude=(1,)), WINDOW, state=state)
+    assert max(range(16), key=lambda shard: moved.shard_losses[shard]) == 6
+
+
+def test_a_turned_sign_disagrees_and_is_gone_with_its_host():
+    of = world(Corruption(host=1, since=0, scale=-1))
+    state, (shown,) = play(of, WINDOW)
+    assert min(range(4), key=lambda rank: shown.ranks[rank].agreement) == 1
+    _, (replay,) = play(of, Diagnose(what="replay"), state=state)
+    assert any(line.endswith("different") for line in replay.finding)
+    _, (_, spare) = play(of, ConfigureRanks(use_spare=(1,)), WINDOW, state=state)
+    clean = start(world(), 0)
+    clean = replace(clean, model=state.model, sampler=state.sampler)
+    _, (without,) = play(world(), WINDOW, state=clean)
+    assert spare.losses[0] == without.losses[0]
+    assert spare.gradient_norms[0] == without.gradient_norms[0]
+
+
+@pytest.mark.parametrize(
+    "fault", [BadBatches(3, 2), PoisonedShards((2,), 1), WrongOrder(2, "one_shard")]
+)
+def test_what_comes_of_data_is_the_same_in_a_replay(fault):
+    state, _ = play(world(fault), WINDOW)
+    after, (report,) = play(world(fault), Diagnose(what="replay"), state=state)
+    assert len(report.finding) == 8
+    assert all(line.endswith("the same") for line in report.finding)
+    assert same(after, state)
+    assert after.sampler == state.sampler
+    assert after.seconds > state.seconds + 7
+
+
+def test_a_slow_host_and_a_slow_shard_are_told_apart_by_moving_the_shard():
+    by_host = world(SlowHost(host=2, since=0, times=2))
+    by_shard = world(SlowShard(shard=9, since=0, times=5))
+    for of in (by_host, by_shard):
+        _, (shown,) = play(of, WINDOW)
+        assert max(range(4), key=lambda rank: shown.ranks[rank].step_seconds) == 2
+    moved = ConfigureRanks(shares=(4, 6, 2, 4))  # shard 9 is rank 1's now
+    slowest = [
+        max(range(4), key=lambda rank: report.ranks[rank].step_seconds)
+        for of in (by_host, by_shard)
+        for report in play(of, moved, WINDOW)[1][1:]
+    ]
+    assert slowest == [2, 1] or slowest == [1, 1]
+    assert play(by_shard, moved, WINDOW)[1][1].ranks[1].step_seconds > 2
+
+
+def test_a_host_out_of_step_has_another_checksum_and_spoils_the_model_until_weights_are_broadcast():
+    of = world(Desync(at=3, host=2))
+    state, (shown,) = play(of, WINDOW)
+    _, (sums,) = play(of, Diagnose(what="weight_checksum"), state=state)
+    told = [line.split()[-1] for line in sums.finding]
+    assert told[0] == told[1] == told[3] != told[2]
+    assert not torch.equal(merged(state), state.model.weights)
+    cured, _ = play(of, ConfigureRanks(), state=state)
+    assert torch.equal(merged(cured), state.model.weights)
+    _, (healthy,) = play(world(), WINDOW)
+    assert shown.val_loss > healthy.val_loss
+
+
+def test_a_lost_host_costs_the_steps_since_the_checkpoint_and_a_dead_one_stops_everything():
+    once = world(Crash(at=15, host=3))
+    state, (shown, after) = play(once, WINDOW, WINDOW)
+    assert shown.incidents == ("rank 3 was lost", "restarted from the checkpoint of step 10")
+    assert (shown.step, shown.made) == (10, len(shown.losses))
+    assert after.step == 35
+    dead = world(Crash(at=15, host=3, dead=True))
+    state, (_, waiting) = play(dead, WINDOW, WINDOW)
+    assert waiting.incidents == ("a collective timed out, waiting for rank 3",)
+    assert not waiting.ranks[3].alive
+    assert waiting.losses == ()
+    _, (recorder,) = play(dead, Diagnose(what="flight_recorder"), state=state)
+    assert recorder.finding[3] == "rank 3: does not answer, lost 1 times"
+    _, (_, spare) = play(dead, ConfigureRanks(use_spare=(3,)), STEADILY, state=state)
+    _, (_, fewer) = play(dead, ConfigureRanks(exclude=(3,)), STEADILY, state=state)
+    assert spare.step == fewer.step == 35
+    assert spare.losses == fewer.losses
+
+
+def test_a_truncated_checkpoint_is_found_and_an_older_one_helps():
+    of = world(BadResume(at=24, damage="truncated"))
+    state, (shown,) = play(of, WINDOW)
+    assert shown.incidents[0] == "the job was moved to other machines"
+    assert not state.model.weights[len(state.model.weights) // 2 :].any()
+    _, (found,) = play(of, Diagnose(what="verify_checkpoint"), state=state)
+    assert found.finding == ("step 0: whole", "step 10: whole", "step 20: damaged")
+    good, _ = play(of, Restore(step=10), state=state)
+    assert good.model.weights[-1000:].any()
+    bad, _ = play(of, Restore(step=20), state=state)
+    assert not bad.model.weights[-1000:].any()
+
+
+@pytest.mark.parametrize("fault", [WrongRate(at=3, times=5), BadResume(24, "old_rate", times=5)])
+def test_a_wrong_rate_stays_until_somebody_sets_it(fault):
+    of = world(fault)
+    state, _ = play(of, WINDOW)
+    _, (wrong,) = play(of, WINDOW, state=state)
+    right = Train(settings=SETTINGS.model_copy(update={"revision": 1}))
+    _, (corrected,) = play(of, right, state=state)
+    assert math.isclose(wrong.learning_rate, 5 * corrected.learning_rate, rel_tol=0.05)
+
+
+def test_a_flipped_bit_changes_one_weight_on_every_rank_alike():
+    of = world(BitFlip(at=20, bit=30, share=0.5))
+    state, (shown,) = play(of, WINDOW)
+    healthy, (other,) = play(world(), WINDOW)
+    assert shown.losses[:20] == other.losses[:20]
+    _, (sums,) = play(of, Diagnose(what="weight_checksum"), state=state)
+    assert len({line.split()[-1] for line in sums.finding}) == 1
+    assert not same(state, healthy)
+
+
+@pytest.mark.parametrize("kind", ["sorted", "one_shard", "starts_over"])
+def test_a_broken_sampler_reads_what_it_should_not_until_there_is_a_new_order(kind):
+    of = world(WrongOrder(position=4, kind=kind, period=2))
+    place = of.draw(0).place
+
+    def rows(cursor, order=0, at=of):
+        return read(at, place, Sampler(cursor, order), [3]).inputs
+
+    assert torch.equal(rows(3), rows(3, at=world()))
+    assert not torch.equal(rows(7), rows(7, at=world()))
+    assert torch.equal(rows(7, order=1), rows(7, order=1, at=world()))
+    if kind == "starts_over":
+        assert torch.equal(rows(4), rows(6))
+    if kind == "one_shard":
+        assert torch.equal(rows(7), read(of, place, Sampler(7), [0]).inputs)
