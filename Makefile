@@ -41,34 +41,34 @@ format: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 bench: data ## speed against the usual way of training; last line is JSON
-	@$(PY) benchmarks/bench.py $(ARGS)
+	@$(PY) benchmarks/engine/bench.py $(ARGS)
 
 bench-sessions: data ## many sessions at once: throughput, sharing, forks; last line is JSON
-	@$(PY) benchmarks/sessions.py $(ARGS)
+	@$(PY) benchmarks/sessions/sessions.py $(ARGS)
 
 bench-machine: data ## what one server feeds: a simulated machine of many cores; last line is JSON
-	@$(PY) benchmarks/farm.py $(ARGS)
+	@$(PY) benchmarks/sessions/farm.py $(ARGS)
 
 bench-instances: data ## seconds of an episode of the families, on one core
-	@$(PY) benchmarks/instances.py $(ARGS)
+	@$(PY) benchmarks/calibration/instances.py $(ARGS)
 
 learn: data ## PPO on varied_mlp, hours; goes on where it was: ARGS='train --seed 0', 'report'
-	@$(PY) benchmarks/learn.py $(ARGS)
+	@$(PY) benchmarks/learning/learn.py $(ARGS)
 
 learn-words: data ## GRPO on a language model of random weights: ARGS='--steps 200'
-	@$(PY) benchmarks/learn_words.py $(ARGS)
+	@$(PY) benchmarks/learning/learn_words.py $(ARGS)
 
 soak: data ## ten minutes of many clients, killed workers and vanishing clients
-	@$(PY) benchmarks/soak.py $(ARGS)
+	@$(PY) benchmarks/sessions/soak.py $(ARGS)
 
 ranking: setup ## how often the return ranks runs otherwise than the score; ARGS=FOLDER of records
-	@$(PY) benchmarks/ranking.py $(ARGS)
+	@$(PY) benchmarks/calibration/ranking.py $(ARGS)
 
 calibrate: data ## the runs behind the scales: ARGS='report', 'search TASK', 'confirm TASK'
-	@$(PY) benchmarks/calibrate.py $(ARGS)
+	@$(PY) benchmarks/calibration/calibrate.py $(ARGS)
 
 freeze: data ## the scales of a family, hours from nothing: ARGS='varied_mlp'; goes on where it was
-	@$(PY) benchmarks/freeze.py $(ARGS)
+	@$(PY) benchmarks/calibration/freeze.py $(ARGS)
 
 lock: setup ## resolve the lock files again; ARGS=--upgrade takes the newest
 	@scripts/lock.sh $(ARGS)

@@ -260,7 +260,7 @@ def replay(
 )
 def bench(context: typer.Context) -> None:
     """Measure the speed against the usual way of training; needs a checkout."""
-    script = Path(__file__).parent / "benchmarks" / "bench.py"
+    script = Path(__file__).parent / "benchmarks" / "engine" / "bench.py"
     if not script.exists():
         _fail("the benchmark is part of the repository, not of the installed package")
     _become(str(script), *context.args)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
-from ml_trainer_env.benchmarks import tiny_model
+from ml_trainer_env.benchmarks.learning import tiny_model
 
 PAGE = ROOT / "docs/guide/training.md"
 MOST_LINES = 60

@@ -18,7 +18,7 @@ from ml_trainer_env.adapters import text
 from ml_trainer_env.adapters.rollout import Rollout, connecting
 from ml_trainer_env.adapters.trl import TrainingRun, dataset, factory
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
-from ml_trainer_env.benchmarks import tiny_model
+from ml_trainer_env.benchmarks.learning import tiny_model
 from ml_trainer_env.models import TrainingConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the library are not ours

@@ -12,9 +12,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from ml_trainer_env.benchmarks import flops, report, usual
-from ml_trainer_env.benchmarks.epochs import AUGMENTED, PLAIN, TaskFigures
-from ml_trainer_env.benchmarks.load import Load, busy_seconds
+from ml_trainer_env.benchmarks.engine import flops, report, usual
+from ml_trainer_env.benchmarks.engine.epochs import AUGMENTED, PLAIN, TaskFigures
+from ml_trainer_env.benchmarks.engine.load import Load, busy_seconds
 from ml_trainer_env.benchmarks.timing import Spread
 from ml_trainer_env.server.models_nn import (
     NETWORKS,

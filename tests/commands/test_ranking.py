@@ -5,7 +5,7 @@ from __future__ import annotations
 from strategies import curve
 
 from ml_trainer_env.agents.records import Called, Ended, Header, Opened, Record
-from ml_trainer_env.benchmarks.ranking import Worth, disagreements, submitted, worth
+from ml_trainer_env.benchmarks.calibration.ranking import Worth, disagreements, submitted, worth
 from ml_trainer_env.models import EpochReport, Grade, TrainingStatus
 from ml_trainer_env.server.episode.rewards import step_reward
 from ml_trainer_env.server.tasks import TASKS, grade

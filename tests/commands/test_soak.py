@@ -141,7 +141,7 @@ def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.Monk
 def test_the_soak_itself_in_short() -> None:
     """Over WebSockets, with the real networks. Whether memory is flat takes longer to see."""
     arguments = ["--minutes", "0.5", "--sessions", "12", "--kill-every", "10"]
-    command = [sys.executable, "-m", "ml_trainer_env.benchmarks.soak", *arguments]
+    command = [sys.executable, "-m", "ml_trainer_env.benchmarks.sessions.soak", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert ended.stdout, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])

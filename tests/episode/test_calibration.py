@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from ml_trainer_env.agents.scripted import RECIPES
-from ml_trainer_env.benchmarks.calibrate import (
+from ml_trainer_env.benchmarks.calibration.calibrate import (
     FINAL_SEEDS,
     NAIVE,
     SEARCH_SEED,

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ml_trainer_env.benchmarks.epochs import AUGMENTED, PLAIN, TaskFigures
-from ml_trainer_env.benchmarks.load import ALONE
+from ml_trainer_env.benchmarks.engine.epochs import AUGMENTED, PLAIN, TaskFigures
+from ml_trainer_env.benchmarks.engine.load import ALONE
 from ml_trainer_env.benchmarks.timing import Spread
 
 # Seconds, and a ratio. Stated for two cores, fp32, two threads, batch 64.

@@ -1,8 +1,9 @@
 """Training without this environment, in a process of its own: what many sessions are compared with.
 
-    python -m ml_trainer_env.benchmarks.side engine TASK SEED      the engine, on one thread
-    python -m ml_trainer_env.benchmarks.side threads TASK COUNT    COUNT trainings in the usual way,
-                                                    each in a thread, on torch's default threads
+As `python -m ml_trainer_env.benchmarks.sessions.side`, with
+
+    engine TASK SEED      the engine, on one thread
+    threads TASK COUNT    COUNT trainings in the usual way, each in a thread, on torch's default threads
 
 A line of standard input is a number of epochs; the answer, a line, is the seconds they took. The
 first line of output says that the process is ready.
@@ -44,7 +45,7 @@ def engine(task: Task, seed: int) -> Callable[[int], None]:
 
 def threads(task: Task, count: int) -> Callable[[int], None]:
     """What a server does that trains in its request threads; warmed up."""
-    from ml_trainer_env.benchmarks.usual import Training
+    from ml_trainer_env.benchmarks.engine.usual import Training
 
     trainings = [Training(task, augmentation=0.0) for _ in range(count)]
     trainings[0].epoch(limit=float("inf"))

@@ -26,7 +26,7 @@ from ml_trainer_env.adapters import text
 from ml_trainer_env.adapters.rollout import connecting
 from ml_trainer_env.adapters.trl import dataset, factory
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
-from ml_trainer_env.benchmarks import tiny_model
+from ml_trainer_env.benchmarks.learning import tiny_model
 from ml_trainer_env.evals.results import bootstrap
 from ml_trainer_env.local_server import LOGS, local_server
 from ml_trainer_env.surroundings import variables_set

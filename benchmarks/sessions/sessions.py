@@ -24,8 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ml_trainer_env.benchmarks import server
-from ml_trainer_env.benchmarks.crowd import CONFIGURE, Crowd, Side, run
+from ml_trainer_env.benchmarks.sessions import server
+from ml_trainer_env.benchmarks.sessions.crowd import CONFIGURE, Crowd, Side, run
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.runtime.cores import Cores

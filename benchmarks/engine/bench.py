@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ml_trainer_env.benchmarks import calls, report
-from ml_trainer_env.benchmarks.epochs import Amount, UsualWay, measure
-from ml_trainer_env.benchmarks.flops import convolution_peak
-from ml_trainer_env.benchmarks.load import Load
+from ml_trainer_env.benchmarks.engine import calls, report
+from ml_trainer_env.benchmarks.engine.epochs import Amount, UsualWay, measure
+from ml_trainer_env.benchmarks.engine.flops import convolution_peak
+from ml_trainer_env.benchmarks.engine.load import Load
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.engine.team import Team
 from ml_trainer_env.server.runtime.cores import available

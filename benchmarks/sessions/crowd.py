@@ -74,7 +74,14 @@ class Side:
 
     def __init__(self, kind: str, task_id: str, numbers: Sequence[int]) -> None:
         self._commands = [
-            [sys.executable, "-m", "ml_trainer_env.benchmarks.side", kind, task_id, str(number)]
+            [
+                sys.executable,
+                "-m",
+                "ml_trainer_env.benchmarks.sessions.side",
+                kind,
+                task_id,
+                str(number),
+            ]
             for number in numbers
         ]
 

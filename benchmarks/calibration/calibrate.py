@@ -47,7 +47,7 @@ from ml_trainer_env.server.tasks import TASKS, Task, best_checkpoint
 from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import stdout
 
-FOLDER = Path(__file__).parents[1] / "docs" / "calibration"
+FOLDER = Path(__file__).parents[2] / "docs" / "calibration"
 CHANCE = math.log(10)  # the loss of ten equal probabilities
 SEARCH_SEED = 0  # of the training in the search; the draws of a trial come from its number
 FINAL_SEEDS = range(5, 8)

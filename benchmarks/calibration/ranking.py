@@ -20,7 +20,7 @@ from rich.table import Table
 
 from ml_trainer_env.agents import records
 from ml_trainer_env.agents.records import Called, Opened, Record
-from ml_trainer_env.benchmarks.calibrate import recorded
+from ml_trainer_env.benchmarks.calibration.calibrate import recorded
 from ml_trainer_env.models import EpochRecord
 from ml_trainer_env.server import tasks
 from ml_trainer_env.server.episode.rewards import DIVERGENCE_PENALTY, step_reward

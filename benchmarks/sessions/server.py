@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ml_trainer_env.benchmarks.crowd import CONFIGURE
-from ml_trainer_env.benchmarks.watcher import megabytes, processor_seconds, server_of
+from ml_trainer_env.benchmarks.sessions.crowd import CONFIGURE
+from ml_trainer_env.benchmarks.sessions.watcher import megabytes, processor_seconds, server_of
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import LOGS, local_server
 from ml_trainer_env.surroundings import variables_set

@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from ml_trainer_env.agents.pool import POOL
-from ml_trainer_env.benchmarks.freeze import play
+from ml_trainer_env.benchmarks.calibration.freeze import play
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.task_ids import FAMILIES, instances

@@ -26,8 +26,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ml_trainer_env.benchmarks.crowd import CONFIGURE, Side
-from ml_trainer_env.benchmarks.watcher import processor_seconds, server_of
+from ml_trainer_env.benchmarks.sessions.crowd import CONFIGURE, Side
+from ml_trainer_env.benchmarks.sessions.watcher import processor_seconds, server_of
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import LOGS, local_server
 from ml_trainer_env.surroundings import variables_set
@@ -35,7 +35,7 @@ from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.terminal import stdout
 
 LOG = LOGS / "bench-machine-server.log"
-PROGRAM = (sys.executable, "-m", "ml_trainer_env.benchmarks.farm_server")
+PROGRAM = (sys.executable, "-m", "ml_trainer_env.benchmarks.sessions.farm_server")
 SESSIONS = 512
 WORKERS = (16, 64, 256)
 EPOCHS: dict[TaskId, int] = {"easy_mnist": 20, "hard_cifar": 3}  # of each call

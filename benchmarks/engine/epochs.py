@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from ml_trainer_env.benchmarks.flops import epoch_operations, multiply_adds
+from ml_trainer_env.benchmarks.engine.flops import epoch_operations, multiply_adds
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
@@ -79,7 +79,7 @@ class UsualWay:
             self._environment["OMP_NUM_THREADS"] = str(threads)
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "ml_trainer_env.benchmarks.usual"]
+        command = [sys.executable, "-m", "ml_trainer_env.benchmarks.engine.usual"]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=self._environment

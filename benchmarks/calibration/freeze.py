@@ -1,4 +1,4 @@
-"""Measure the scales of a family: `python benchmarks/freeze.py varied_mlp`, or `make freeze`.
+"""Measure the scales of a family: `make freeze ARGS=varied_mlp`.
 
 On every instance the pool of recipes is played, seed 0; then the best three with two seeds more.
 low is the median of the pool's hidden-test accuracies, high the mean of those nine runs. Where high

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import httpx
 
 from ml_trainer_env.agents.session import CONNECTION_ERRORS
-from ml_trainer_env.benchmarks.crowd import Crowd, run
-from ml_trainer_env.benchmarks.watcher import Watcher, children, server_of, watching
+from ml_trainer_env.benchmarks.sessions.crowd import Crowd, run
+from ml_trainer_env.benchmarks.sessions.watcher import Watcher, children, server_of, watching
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import local_server
 from ml_trainer_env.server import trainer
