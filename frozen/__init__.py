@@ -1,7 +1,7 @@
 """What was measured of the families' instances, frozen: one line of JSON each, a file a family.
 
-A pool of recipes is played on every instance (`agents/pool.py`, `benchmarks/calibration/freeze.py`): `low` is
-the median of their hidden-test accuracies, `high` the mean of the best three over three seeds.
+A pool of recipes is played on every instance (`agents/pool.py`, `make freeze`): `low` is the
+median of their hidden-test accuracies, `high` the mean of the best three over three seeds.
 Read by the server, for its grades, and by the baselines that know more than an agent can.
 """
 

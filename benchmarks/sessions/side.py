@@ -3,7 +3,7 @@
 As `python -m ml_trainer_env.benchmarks.sessions.side`, with
 
     engine TASK SEED      the engine, on one thread
-    threads TASK COUNT    COUNT trainings in the usual way, each in a thread, on torch's default threads
+    threads TASK COUNT    COUNT trainings in the usual way, each in a thread of torch's default team
 
 A line of standard input is a number of epochs; the answer, a line, is the seconds they took. The
 first line of output says that the process is ready.
