@@ -73,17 +73,8 @@ class Side:
     """Processes that train without this environment (`side.py`), asked all at once."""
 
     def __init__(self, kind: str, task_id: str, numbers: Sequence[int]) -> None:
-        self._commands = [
-            [
-                sys.executable,
-                "-m",
-                "ml_trainer_env.benchmarks.sessions.side",
-                kind,
-                task_id,
-                str(number),
-            ]
-            for number in numbers
-        ]
+        side = [sys.executable, "-m", "ml_trainer_env.benchmarks.sessions.side", kind, task_id]
+        self._commands = [[*side, str(number)] for number in numbers]
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()

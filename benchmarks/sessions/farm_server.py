@@ -1,8 +1,8 @@
 """The server of a simulated machine, and its workers, which wait. For `farm.py` alone.
 
 `python -m ml_trainer_env.benchmarks.sessions.farm_server --host HOST --port PORT` serves;
-FARM_WORKERS and FARM_EPOCH_SECONDS say what the machine is. With `--workers-at SOCKET` it is the process of all the
-workers: each connects by a descriptor that comes over that socket.
+FARM_WORKERS and FARM_EPOCH_SECONDS say what the machine is. With `--workers-at SOCKET` it is the
+process of all the workers: each connects by a descriptor that comes over that socket.
 """
 
 from __future__ import annotations
