@@ -42,11 +42,15 @@ class ShardResult(NamedTuple):
     logits: Tensor  # (n, classes), detached
 
 
-class Network(Protocol):
-    """Says how its parameters lie in a (P,) vector and its statistics in a (Q,) vector."""
+class Parametrised(Protocol):
+    """Says how its parameters lie in a (P,) vector."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]: ...
+
+
+class Network(Parametrised, Protocol):
+    """Says how its statistics lie in a (Q,) vector, too."""
 
     @property
     def norm_widths(self) -> tuple[int, ...]:
@@ -84,7 +88,7 @@ class Replica(Protocol):
         ...
 
 
-def initial_weights(network: Network, generator: torch.Generator) -> Tensor:
+def initial_weights(network: Parametrised, generator: torch.Generator) -> Tensor:
     """He initialisation (arXiv 1502.01852), as one (P,) vector."""
     parts = [
         torch.randn(p.size, generator=generator).mul_(p.scale)

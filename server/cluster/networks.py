@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml_trainer_env.server.models_nn import CLASSES, Parameter
+from ml_trainer_env.server.models_nn import CLASSES, Parameter, Parametrised
 
 GROUPS = 4  # of group norm
 
@@ -30,11 +30,8 @@ class Rows(NamedTuple):
     targets: Tensor  # (S, n) or (S, n, T), of 0 .. classes - 1
 
 
-class ClusterNetwork(Protocol):
-    """Says how its parameters lie in a (P,) vector, and what it makes of them."""
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]: ...
+class ClusterNetwork(Parametrised, Protocol):
+    """What it makes of its parameters."""
 
     @property
     def classes(self) -> int: ...

@@ -1,7 +1,5 @@
 """What the steps of a window show: by rank, by data shard, and all together."""
 
-# pyright: strict
-
 from __future__ import annotations
 
 import math

@@ -36,7 +36,7 @@ from ml_trainer_env.server.cluster.reading import NETWORKS, read
 from ml_trainer_env.server.cluster.sampler import Sampler
 from ml_trainer_env.server.cluster.state import merged
 from ml_trainer_env.server.cluster.training import advance, start
-from ml_trainer_env.server.cluster.world import World
+from ml_trainer_env.server.cluster.world import NetworkName, World
 
 SETTINGS = Settings(learning_rate=0.003, checkpoint_every=10)
 WINDOW = Train(settings=SETTINGS)
@@ -44,8 +44,8 @@ STEADY = SETTINGS.model_copy(update={"lr_schedule": "constant", "warmup": 0.0})
 STEADILY = Train(settings=STEADY)  # so that seconds do not change the rate
 
 
-def world(*faults, ranks=4, network="cluster_cnn"):
-    return World("tests", network, ranks, 120.0, faults)
+def world(*faults, network: NetworkName = "cluster_cnn"):
+    return World("tests", network, 4, 120.0, faults)
 
 
 def play(of, *events, state=None, ranks=None):
