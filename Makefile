@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances learn learn-words soak ranking calibrate freeze lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances bench-cluster learn learn-words soak ranking calibrate freeze lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +51,9 @@ bench-machine: data ## what one server feeds: a simulated machine of many cores;
 
 bench-instances: data ## seconds of an episode of the families, on one core
 	@$(PY) benchmarks/calibration/instances.py $(ARGS)
+
+bench-cluster: data ## a window of four ranks against the usual way; last line is JSON
+	@$(PY) benchmarks/engine/cluster.py $(ARGS)
 
 learn: data ## PPO on varied_mlp, hours; goes on where it was: ARGS='train --seed 0', 'report'
 	@$(PY) benchmarks/learning/learn.py $(ARGS)

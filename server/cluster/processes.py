@@ -84,8 +84,8 @@ class Processes:
         self._meet(sorted(hosts))
         order = [self._group.index(host) for host in hosts]
         for part in parts:
-            rows = [each.numpy() for each in part.rows]
-            self._tell(part.host, "step", part._replace(rows=Rows(*rows)), counts, order)
+            rows: Any = [each.numpy() for each in part.rows]
+            self._tell(part.host, "step", part._replace(rows=rows), counts, order)
         answers = [self._hear(host) for host in hosts]
         return [Contribution(*map(torch.from_numpy, answer)) for answer in answers]
 
