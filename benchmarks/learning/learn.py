@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean, quantiles
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +31,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from ml_trainer_env.adapters.gymnasium import TrainingEnv
 from ml_trainer_env.adapters.stable_baselines import SideBySide
-from ml_trainer_env.adapters.steps import EPOCHS, FACTORS
+from ml_trainer_env.adapters.steps import GUESSING
 from ml_trainer_env.agents.session import Connect, RemoteSession
 from ml_trainer_env.evals import evaluate, results
 from ml_trainer_env.evals.progress import Progress
 from ml_trainer_env.local_server import LOGS, local_server
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.surroundings import variables_set
 from ml_trainer_env.task_ids import TaskId, named
 from ml_trainer_env.terminal import stdout
@@ -60,13 +61,23 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+class Step(NamedTuple):
+    """A step of the policy, and what came of it."""
+
+    action: tuple[int, ...]
+    rate: float  # configured
+    epochs: int
+    val_loss: float | None
+    diverged: bool
+
+
 class Played(NamedTuple):
-    """An episode of the policy without chance: its score, and the actions that led there."""
+    """An episode of the policy without chance."""
 
     task_id: TaskId
     score: float
     episode_return: float
-    actions: tuple[tuple[int, ...], ...]
+    steps: tuple[Step, ...]
 
 
 class Ended(BaseCallback):
@@ -129,15 +140,19 @@ def play(model: PPO, tasks: Sequence[TaskId], url: str) -> list[Played]:
 def _play(model: PPO, url: str, task_id: TaskId) -> Played:
     env = TrainingEnv(url=url)
     observation, _ = env.reset(options={"task_id": task_id, "seed": 0})
-    actions: list[tuple[int, ...]] = []
+    steps: list[Step] = []
     total, done, info = 0.0, False, {}
     while not done:
         action, _ = model.predict(observation, deterministic=True)
-        actions.append(tuple(action.tolist()))
+        before = env.status.current_epoch
         observation, reward, done, _, info = env.step(action)
+        now = env.status
+        assert now.current_config is not None, "a step configures"
+        rate, epochs = now.current_config.learning_rate, now.current_epoch - before
+        steps.append(Step(tuple(action.tolist()), rate, epochs, now.val_loss, now.is_diverged))
         total += reward
     env.close()
-    return Played(task_id, info["score"], total, tuple(actions))
+    return Played(task_id, info["score"], total, tuple(steps))
 
 
 def report(url: str) -> None:
@@ -201,24 +216,43 @@ def _seeds() -> list[Path]:
     return sorted(path.parent for path in FOLDER.glob("[0-9]*/best.zip"))
 
 
-def habits(episodes: Sequence[Played]) -> dict[str, float]:
-    """What the policy does, in numbers."""
-    first = [each.actions[0] for each in episodes]
-    last = [each.actions[-1] for each in episodes]
-    between = [action for each in episodes for action in each.actions[1:-1]]
+def habits(episodes: Sequence[Played]) -> dict[str, Any]:
+    """What the policy does, in numbers: which probes, which reactions, and what it ends with."""
+    hidden = {each.task_id: task_of(each.task_id).hidden for each in episodes}
+    last = [(hidden[each.task_id], each.steps[-1]) for each in episodes]
+    pairs = [pair for each in episodes for pair in pairwise(each.steps)]
+    after = {
+        "divergence": [b.rate / a.rate for a, b in pairs if a.diverged],
+        "a loss above guessing": [b.rate / a.rate for a, b in pairs if _loss(a) > GUESSING],
+        "a loss hardly below it": [
+            b.rate / a.rate for a, b in pairs if GUESSING - 0.1 < _loss(a) <= GUESSING
+        ],
+        "a loss far below it": [b.rate / a.rate for a, b in pairs if _loss(a) < GUESSING - 1],
+    }
+    notches = {
+        noise: [step.action[1] for of, step in last if of["label_noise"] == noise]
+        for noise in (0.0, 0.2, 0.4)
+    }
+    rates = [step.rate * float(of["multiplier"]) for of, step in last]
     return {
-        "steps": fmean(len(each.actions) for each in episodes),
-        "epochs of the first step": fmean(EPOCHS[action[3]] or 0 for action in first),
-        "first rate": fmean(FACTORS[action[0]] for action in first),
-        "share of later probes upwards": _share(between, lambda action: FACTORS[action[0]] > 1),
-        "share of later probes downwards": _share(between, lambda action: FACTORS[action[0]] < 1),
-        "last step: notch": fmean(action[1] for action in last),
-        "last step: share annealed": _share(last, lambda action: action[2] == 1),
+        "steps": fmean(len(each.steps) for each in episodes),
+        "epochs of a probe": fmean(step.epochs for each in episodes for step in each.steps[:-1]),
+        "epochs of the last step": fmean(step.epochs for _, step in last),
+        "last step annealed": fmean(step.action[2] == 1 for _, step in last),
+        "last rate x multiplier, quartiles": [f"{value:.2g}" for value in quantiles(rates, n=4)],
+        "rate changed by, after": {
+            what: [len(factors), round(geometric_mean(factors), 2)]
+            for what, factors in after.items()
+            if factors
+        },
+        "last notch, by share of wrong labels": {
+            str(noise): round(fmean(each), 2) for noise, each in notches.items() if each
+        },
     }
 
 
-def _share(actions: Sequence[tuple[int, ...]], holds: Callable[[tuple[int, ...]], bool]) -> float:
-    return fmean(map(holds, actions)) if actions else 0.0
+def _loss(step: Step) -> float:
+    return float("inf") if step.val_loss is None else step.val_loss
 
 
 def _baselines(url: str) -> dict[str, dict[TaskId, float]]:
