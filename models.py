@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from ml_trainer_env.events import Event, WindowReport
 from ml_trainer_env.task_ids import TaskId
+from ml_trainer_env.values import LearningRate, Model, WeightDecay
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine", "warmup_cosine"]
@@ -33,18 +35,10 @@ HISTORY_TAIL = 10
 SERVER_BUSY = "the server is busy"  # so begins the refusal of a call that may be made again later
 MAX_SEED = 2**32 - 1  # torch generators use 32 bits: a wider seed would repeat a narrower one
 
-LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-WeightDecay = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
 Strength = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 WarmupEpochs = Annotated[int, Field(ge=0, le=20)]
 EpochCount = Annotated[int, Field(ge=1, le=MAX_EPOCHS_PER_CALL)]
-
-
-class Model(BaseModel):
-    """A value: frozen, without unknown fields, without NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainingConfig(Model):
@@ -102,7 +96,7 @@ class EpochRecord(Model):
     """
 
     epoch: Annotated[int, Field(ge=1, description="position in the budget, from 1")]
-    plan: EpochPlan
+    plan: EpochPlan | Event = Field(description="of a cluster: an event")
     train_loss: float | None = Field(description="running average over the training epoch")
     train_accuracy: float | None = Field(description="running average over the training epoch")
     val_loss: float | None
@@ -111,10 +105,18 @@ class EpochRecord(Model):
         description="eval mode, no augmentation, on the fixed probe of train images"
     )
     clean_train_accuracy: float | None
+    window: WindowReport | None = Field(default=None, description="of a cluster: all that was seen")
 
     @property
     def diverged(self) -> bool:
         return self.val_loss is None
+
+    @property
+    def learning_rate(self) -> float | None:
+        """That was in force; None where nothing was trained."""
+        if isinstance(self.plan, EpochPlan):
+            return self.plan.learning_rate
+        return self.window and self.window.learning_rate
 
     @property
     def gap(self) -> float | None:

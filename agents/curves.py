@@ -56,7 +56,7 @@ def _add_epoch(writer: Writer, record: EpochRecord) -> None:
         "accuracy/train": record.train_accuracy,
         "accuracy/val": record.val_accuracy,
         "generalization gap": record.gap,
-        "learning rate": record.plan.learning_rate,
+        "learning rate": record.learning_rate,
     }
     _add(writer, scalars, record.epoch)
 

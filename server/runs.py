@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ml_trainer_env.events import Event
 from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server.variations import Variation
+from ml_trainer_env.server.worlds import World
 
 Precision = Literal["fp32", "bf16"]
+Plan = EpochPlan | Event  # of one epoch, or of one thing that happens to a cluster
 
 NO_CREDIT_GAP = 0.15  # the generalisation gap at which it earns nothing
 FULL_CREDIT_GAP = 0.05  # and below which it earns everything
@@ -77,7 +80,8 @@ class Workload:
     shards: int
     version: int
     scale: Scale  # by which a run's checkpoint is chosen
-    variation: Variation | None = field(default=None, repr=False)  # of an instance of a family
+    variation: Variation | World | None = field(default=None, repr=False)
+    """Of an instance of a family; a cluster is trained in a world."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class Run:
         variation = self.workload.variation
         return self.seed if variation is None else variation.entropy(self.seed)
 
-    def then(self, plan: EpochPlan) -> str:
+    def then(self, plan: Plan) -> str:
         """The key after one more epoch with `plan`."""
         return next_key(self.key, plan)
 
@@ -140,6 +144,6 @@ def _first(workload: Workload, seed: int, fingerprint: str) -> str:
     return hashlib.sha256(f"{workload}|{seed}|{fingerprint}{varied}".encode()).hexdigest()
 
 
-def next_key(key: str, plan: EpochPlan) -> str:
+def next_key(key: str, plan: Plan) -> str:
     """The key after one more epoch with `plan`: known before it is trained."""
     return hashlib.sha256(f"{key}|{plan.model_dump_json()}".encode()).hexdigest()

@@ -18,12 +18,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ml_trainer_env.benchmarks.timing import Spread, seconds_of
-from ml_trainer_env.server.cluster.events import MICRO_SHARDS, WINDOW, Settings, Train
+from ml_trainer_env.events import MICRO_SHARDS, WINDOW, Settings, Train
 from ml_trainer_env.server.cluster.networks import Transformer
 from ml_trainer_env.server.cluster.reading import corpus, read
-from ml_trainer_env.server.cluster.sampler import Sampler
 from ml_trainer_env.server.cluster.training import advance, start
-from ml_trainer_env.server.cluster.world import World
+from ml_trainer_env.server.worlds import Sampler, World
 from ml_trainer_env.terminal import stdout
 
 TARGET = 1.5

@@ -139,7 +139,7 @@ def wait(order: Order, channel: Channel, end: socket.socket, seconds: float) -> 
             time.sleep(max(0.0, begun + done * seconds - time.monotonic()))
         key = runs.next_key(key, plan)
         metric = int(key[:8], 16) / 2**32
-        ahead.append({"metrics": [metric] * len(METRICS), "seconds": seconds})
+        ahead.append({"outcome": [[metric] * len(METRICS), None], "seconds": seconds})
         now = time.monotonic()
         late = done >= order.at_least and now - begun >= order.seconds
         if late or stopped:

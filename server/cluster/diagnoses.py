@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ml_trainer_env.server.cluster.events import MICRO_SHARDS
-from ml_trainer_env.server.cluster.faults import Crash, Strike
-from ml_trainer_env.server.cluster.networks import Rows, losses
-from ml_trainer_env.server.cluster.reading import NETWORKS, read
+from ml_trainer_env.events import MICRO_SHARDS
+from ml_trainer_env.server.cluster.networks import NETWORKS, Rows, losses
+from ml_trainer_env.server.cluster.reading import read
 from ml_trainer_env.server.cluster.state import ClusterState, Shown, merged
-from ml_trainer_env.server.cluster.world import World
+from ml_trainer_env.server.worlds import Crash, Strike, World
 
 BATCHES = 4  # of each data shard, to measure its loss
 

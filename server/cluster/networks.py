@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ml_trainer_env.server.models_nn import CLASSES, Parameter, Parametrised
+from ml_trainer_env.server.worlds import NetworkName
 
 GROUPS = 4  # of group norm
 
@@ -184,3 +185,9 @@ class GroupNormCnn:
             x = x.relu().view(shards * rows, -1, side, side)
         head, bias = weights
         return torch.bmm(x.reshape(shards, rows, -1), head) + bias[:, None]
+
+
+NETWORKS: dict[NetworkName, ClusterNetwork] = {
+    "cluster_lm": Transformer(),
+    "cluster_cnn": GroupNormCnn(),
+}

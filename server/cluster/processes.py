@@ -23,12 +23,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ml_trainer_env.server.cluster.networks import Rows
+from ml_trainer_env.server.cluster.networks import NETWORKS, Rows
 from ml_trainer_env.server.cluster.ranks import Contribution, Lost, Memory, Part, Update
-from ml_trainer_env.server.cluster.reading import NETWORKS
 from ml_trainer_env.server.cluster.state import Checkpoint, Model
-from ml_trainer_env.server.cluster.world import NetworkName
 from ml_trainer_env.server.engine import modes
+from ml_trainer_env.server.worlds import NetworkName
 
 LATE = 3.0  # real seconds after which a collective is given up
 SLEEP = 0.005  # real seconds that a host loses for each virtual one that it is slower

@@ -9,18 +9,13 @@ from functools import cache, reduce
 import numpy as np
 import torch
 
+from ml_trainer_env.events import MICRO_SHARDS
 from ml_trainer_env.server import datasets
-from ml_trainer_env.server.cluster.events import MICRO_SHARDS
-from ml_trainer_env.server.cluster.faults import Reading
-from ml_trainer_env.server.cluster.networks import ClusterNetwork, GroupNormCnn, Rows, Transformer
-from ml_trainer_env.server.cluster.sampler import Sampler, rows_of
-from ml_trainer_env.server.cluster.world import NetworkName, World
+from ml_trainer_env.server.cluster.networks import NETWORKS, Rows
+from ml_trainer_env.server.cluster.sampler import rows_of
 from ml_trainer_env.server.engine import resident
+from ml_trainer_env.server.worlds import NetworkName, Reading, Sampler, World
 
-NETWORKS: dict[NetworkName, ClusterNetwork] = {
-    "cluster_lm": Transformer(),
-    "cluster_cnn": GroupNormCnn(),
-}
 PER_MICRO_SHARD: dict[NetworkName, int] = {"cluster_lm": 1, "cluster_cnn": 8}  # rows of a batch
 VALIDATION: dict[NetworkName, int] = {"cluster_lm": 128, "cluster_cnn": 960}  # rows, of all
 
@@ -39,7 +34,8 @@ def corpus(network: NetworkName) -> Corpus:
     """What this network learns from, loaded at the first call."""
     if network == "cluster_lm":
         text = datasets.load_text()
-        splits = [Rows(t[:, :-1], t[:, 1:]) for t in _long(text.train, text.val, text.test)]
+        arrays = map(torch.from_numpy, (text.train, text.val, text.test))
+        splits = [Rows(rows[:, :-1], rows[:, 1:]) for rows in arrays]
     else:
         data = resident.resident("fashion_mnist")
         splits = [
@@ -48,11 +44,13 @@ def corpus(network: NetworkName) -> Corpus:
         ]
     train, val, test = splits
     shards = Rows(*(_cut(each) for each in train))
-    return Corpus(shards, Rows(*(each[: VALIDATION[network]] for each in val)), test)
+    return Corpus(shards, _whole(val, VALIDATION[network]), _whole(test))
 
 
-def _long(*splits: np.ndarray) -> list[torch.Tensor]:
-    return [torch.from_numpy(split.astype(np.int64)) for split in splits]
+def _whole(rows: Rows, count: int | None = None) -> Rows:
+    """The first `count`, as the networks take them: text lies in bytes until it is read."""
+    inputs, targets = (each[:count] for each in rows)
+    return Rows(inputs if inputs.is_floating_point() else inputs.long(), targets.long())
 
 
 def _cut(rows: torch.Tensor) -> torch.Tensor:
@@ -77,7 +75,7 @@ def _read(world: World, place: str, wanted: Reading) -> Rows:
     else:
         positions = rows_of(place, found.sampler, found.shard, count, rows)
     chosen = torch.from_numpy(positions)
-    inputs, targets = data.inputs[found.shard][chosen], data.targets[found.shard][chosen]
+    inputs, targets = _whole(Rows(*(each[found.shard][chosen] for each in data)))
     moved = sum(fault.mislabels(wanted) for fault in world.faults)
     if moved:
         targets = (targets + moved) % NETWORKS[world.network].classes

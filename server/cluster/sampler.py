@@ -8,30 +8,15 @@ order; it is part of the state, so a checkpoint that is restored reads on where 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml_trainer_env.server.draws import Draw
+from ml_trainer_env.server.worlds import Sampler
 
 Positions = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """`cursor` batches were read; `order` counts the reshuffles."""
-
-    cursor: int = 0
-    order: int = 0
-
-    def skipping(self, batches: int) -> Sampler:
-        return replace(self, cursor=self.cursor + batches)
-
-    def reshuffled(self) -> Sampler:
-        """Another order, of which nothing was read."""
-        return Sampler(0, self.order + 1)
 
 
 def rows_of(name: str, sampler: Sampler, shard: int, per_batch: int, rows: int) -> Positions:

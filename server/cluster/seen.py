@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ml_trainer_env.server.cluster.events import MICRO_SHARDS, RankReport
+from ml_trainer_env.events import MICRO_SHARDS, RankReport
 from ml_trainer_env.server.cluster.ranks import Contribution, Part
 from ml_trainer_env.server.cluster.state import Fleet, Shown
 

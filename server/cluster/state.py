@@ -12,10 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ml_trainer_env.server.cluster.events import MICRO_SHARDS, Settings
-from ml_trainer_env.server.cluster.sampler import Sampler
+from ml_trainer_env.events import MICRO_SHARDS, Settings
+from ml_trainer_env.server.models_nn import Parametrised
+from ml_trainer_env.server.worlds import Sampler
 
 KEPT = 5  # checkpoints
+FLOAT = 4  # bytes
+MOST_APART = 4  # ranks
+
+
+def most_bytes(network: Parametrised) -> int:
+    """What the tensors of a state weigh at most: the model, its checkpoints, where the last window
+    began, and weights of ranks that are out of step.
+    """
+    weights = sum(p.size for p in network.parameters)
+    return FLOAT * weights * (3 * (1 + KEPT + 1) + MOST_APART)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ml_trainer_env.server.cluster import clock, diagnoses
-from ml_trainer_env.server.cluster.events import (
+from ml_trainer_env.events import (
     MICRO_SHARDS,
     REPLAYED,
     WINDOW,
@@ -28,23 +28,15 @@ from ml_trainer_env.server.cluster.events import (
     ConfigureRanks,
     Diagnose,
     Event,
-    Report,
     Restore,
     Settings,
     Train,
+    WindowReport,
 )
-from ml_trainer_env.server.cluster.faults import (
-    BadResume,
-    BitFlip,
-    Crash,
-    Desync,
-    Strike,
-    WrongRate,
-)
-from ml_trainer_env.server.cluster.networks import ClusterNetwork, Rows, losses
+from ml_trainer_env.server.cluster import clock, diagnoses
+from ml_trainer_env.server.cluster.networks import NETWORKS, ClusterNetwork, Rows, losses
 from ml_trainer_env.server.cluster.ranks import Lost, Part, Ranks, Together, Update
-from ml_trainer_env.server.cluster.reading import NETWORKS, corpus, read
-from ml_trainer_env.server.cluster.sampler import Sampler
+from ml_trainer_env.server.cluster.reading import corpus, read
 from ml_trainer_env.server.cluster.seen import Seen, finite
 from ml_trainer_env.server.cluster.state import (
     KEPT,
@@ -57,12 +49,28 @@ from ml_trainer_env.server.cluster.state import (
     merged,
     owners,
 )
-from ml_trainer_env.server.cluster.world import World
 from ml_trainer_env.server.engine import modes
 from ml_trainer_env.server.models_nn import initial_weights
+from ml_trainer_env.server.worlds import (
+    BadResume,
+    BitFlip,
+    Crash,
+    Desync,
+    Sampler,
+    Strike,
+    World,
+    WrongRate,
+)
 
 FLOOR = 0.05  # of the cosine, at the deadline
 NOTHING_LEARNED = 20.0  # nats: a loss above it, or none, is told as this
+
+
+class Report(WindowReport):
+    """What came of an event, for the record of it."""
+
+    train_loss: float | None
+    val_loss: float
 
 
 def start(world: World, seed: int) -> ClusterState:
@@ -139,8 +147,7 @@ class _Run:
             apart=self._ranks.apart(),
             window=Window(before.model, before.sampler, event.settings, tuple(seen.steps)),
         )
-        val = mean_loss(self._network, merged(self.state), corpus(self.world.network).val)
-        return self._report(event, seen, val_loss=val)
+        return self._report(seen)
 
     def restore(self, event: Restore) -> Report:
         found = [each for each in self.state.checkpoints if each.step <= event.step]
@@ -148,7 +155,7 @@ class _Run:
         self._load(checkpoint, event.load_optimizer)
         self._set(sampler=self.state.sampler.skipping(event.skip_batches))
         self._wait(clock.RESTART)
-        return self._report(event, incidents=[f"restored the checkpoint of step {checkpoint.step}"])
+        return self._report(incidents=[f"restored the checkpoint of step {checkpoint.step}"])
 
     def configure_ranks(self, event: ConfigureRanks) -> Report:
         """Weights are broadcast by the first rank that works."""
@@ -164,7 +171,7 @@ class _Run:
             apart={},
         )
         self._wait(clock.RESTART + clock.SPARE * bool(event.use_spare))
-        return self._report(event)
+        return self._report()
 
     def configure_data(self, event: ConfigureData) -> Report:
         quarantined, fleet = frozenset(event.quarantine), self.state.fleet
@@ -172,7 +179,7 @@ class _Run:
             fleet = replace(fleet, owners=owners(fleet.working, None, quarantined))
         sampler = self.state.sampler.reshuffled() if event.reshuffle else self.state.sampler
         self._set(quarantined=quarantined, sampler=sampler, fleet=fleet)
-        return self._report(event)
+        return self._report()
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -314,7 +321,7 @@ class _Run:
             case "verify_checkpoint":
                 finding = diagnoses.verify_checkpoint(self.state)
         self._wait(clock.DIAGNOSES[event.what])
-        return self._report(event, finding=finding)
+        return self._report(finding=finding)
 
     def _replay(self) -> list[str]:
         """The first steps of the last window again, each rank's part on the next one's host. Data
@@ -353,19 +360,18 @@ class _Run:
 
     def _report(
         self,
-        event: Event,
         seen: Seen | None = None,
-        val_loss: float | None = None,
         incidents: Sequence[str] = (),
         finding: Sequence[str] = (),
     ) -> Report:
         seen = seen or Seen()
+        losses = [step.loss for step in seen.steps if step.loss is not None]
         return Report(
-            event=event,
+            train_loss=fmean(losses) if losses else None,
+            val_loss=mean_loss(self._network, merged(self.state), corpus(self.world.network).val),
             step=self.state.step,
             made=self.state.made,
             seconds=self.state.seconds,
-            val_loss=val_loss,
             learning_rate=seen.steps[-1].rate if seen.steps else None,
             skipped=sum(step.norm is None for step in seen.steps),
             losses=tuple(step.loss for step in seen.steps),

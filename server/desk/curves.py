@@ -122,7 +122,7 @@ def _traces(story: Story, *, faint: bool = False) -> list[Figure]:
             "type": "scatter",
             "yaxis": LEARNING_RATE.axis,
             "x": epochs,
-            "y": [point.plan.learning_rate or None for point in story.points],
+            "y": [point.learning_rate or None for point in story.points],
             "name": "learning rate" + after,
             "mode": "lines+markers" if len(epochs) == 1 else "lines",
             "line": {"color": RATE, "width": 2, "shape": "hvh"} | dash,
@@ -228,7 +228,7 @@ def _layout(shown: Sequence[Story], right: float) -> Figure:
         "tickfont": {"size": 12},
         "fixedrange": True,  # so that a finger scrolls the page
     }
-    rates = [point.plan.learning_rate for each in shown for point in each.points]
+    rates = [point.learning_rate for each in shown for point in each.points]
     return {
         "height": HEIGHT,
         "margin": {"l": 52, "r": 10, "t": 44, "b": 40},

@@ -97,9 +97,14 @@ def eras(points: Sequence[EpochRecord], changed_after: frozenset[int]) -> tuple[
 
 def _era(points: Sequence[EpochRecord]) -> Era:
     first, last = points[0], points[-1]
-    rates = words.rates(first.plan.learning_rate, last.plan.learning_rate)
-    label = f"{first.plan.optimizer} at {rates}, {words.plan(first.plan)}"
-    return Era(first.epoch, last.epoch, label)
+    plan = _plan(first)
+    rates = words.rates(plan.learning_rate, _plan(last).learning_rate)
+    return Era(first.epoch, last.epoch, f"{plan.optimizer} at {rates}, {words.plan(plan)}")
+
+
+def _plan(point: EpochRecord) -> EpochPlan:
+    assert isinstance(point.plan, EpochPlan), "a cluster has no epochs"
+    return point.plan
 
 
 def _without_rate(plan: EpochPlan) -> EpochPlan:

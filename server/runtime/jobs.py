@@ -12,19 +12,19 @@ from functools import cache
 from pathlib import Path
 
 from ml_trainer_env.models import EpochRecord
-from ml_trainer_env.server import trainer
+from ml_trainer_env.server import trainings
 from ml_trainer_env.server.engine.team import SERIAL, Team
 from ml_trainer_env.server.runtime import state_files
-from ml_trainer_env.server.runtime.orders import Answer, Order, Told, metrics_of
+from ml_trainer_env.server.runtime.orders import Answer, Order, Told, outcome_of
 from ml_trainer_env.server.runtime.state_files import UnreadableState
-from ml_trainer_env.server.trainer import TrainingState
+from ml_trainer_env.server.trainings import State
 
 
 class Computer:
     """Carries out one order at a time, and holds on to the state that it made last."""
 
     def __init__(self) -> None:
-        self.held: TrainingState | None = None
+        self.held: State | None = None
         self._team = cache(Team)
 
     def perform(
@@ -47,23 +47,23 @@ class Computer:
     ) -> Generator[Told]:
         state = self._state(order, file)
         team = self._team(order.threads) if order.threads > 1 else SERIAL
-        metrics, seconds, began = None, 0.0, time.monotonic()
+        outcome, seconds, began = None, 0.0, time.monotonic()
         for number, plan in enumerate(order.plans, 1):
-            if metrics is not None:
-                yield Told(Answer(metrics=metrics, seconds=seconds))
+            if outcome is not None:
+                yield Told(Answer(outcome=outcome, seconds=seconds))
             started = time.perf_counter()
-            state = trainer.advance(state, plan, team)
+            state = trainings.advance(state, plan, team)
             seconds = time.perf_counter() - started
             record = state.run.history[-1]
-            metrics = metrics_of(record)
+            outcome = outcome_of(record)
             late = number >= order.at_least and time.monotonic() - began >= order.seconds
             if late or stopped() or _has_diverged(record, number, order):
                 break
         self.held = state
-        accuracy = trainer.test_accuracy(state, team) if order.grade else None
+        accuracy = trainings.hidden_test(state, team) if order.grade else None
         size, descriptor = _written(state, order) if order.plans else (None, None)
         answer = Answer(
-            metrics=metrics,
+            outcome=outcome,
             seconds=seconds,
             last=True,
             key=state.key,
@@ -72,10 +72,10 @@ class Computer:
         )
         yield Told(answer, descriptor)
 
-    def _state(self, order: Order, file: int | None) -> TrainingState:
+    def _state(self, order: Order, file: int | None) -> State:
         """Where the order begins. Raises `UnreadableState`."""
         if order.state is None:
-            return trainer.start(order.workload, order.seed, order.precision)
+            return trainings.start(order.workload, order.seed, order.precision)
         if self.held is not None and self.held.key == order.state:
             return self.held
         assert file is not None, "a state that is not held comes with its file"
@@ -87,7 +87,7 @@ def _has_diverged(record: EpochRecord, number: int, order: Order) -> bool:
     return record.diverged and number > order.again
 
 
-def _written(state: TrainingState, order: Order) -> tuple[int | None, int | None]:
+def _written(state: State, order: Order) -> tuple[int | None, int | None]:
     """Bytes and descriptor of its file. A full disk costs only the file."""
     try:
         return state_files.write(state, Path(order.folder) if order.folder else None)

@@ -8,14 +8,22 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from ml_trainer_env.models import EpochPlan, EpochRecord
-from ml_trainer_env.server.runs import Precision, Workload
+from ml_trainer_env.events import WindowReport
+from ml_trainer_env.models import EpochRecord
+from ml_trainer_env.server.runs import Plan, Precision, Workload
 
 Metrics = tuple[float | None, ...]  # of an epoch, in the order of METRICS
 METRICS = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
     *("clean_train_loss", "clean_train_accuracy"),
 )
+
+
+class Outcome(NamedTuple):
+    """What came of an epoch."""
+
+    metrics: Metrics
+    window: WindowReport | None = None  # of a cluster
 
 
 class Order(BaseModel):
@@ -27,7 +35,7 @@ class Order(BaseModel):
     seed: int
     precision: Precision
     state: str | None  # key of where to begin; None: untrained
-    plans: tuple[EpochPlan, ...]
+    plans: tuple[Plan, ...]
     again: int = 0  # how many of the plans were trained before: no divergence ends those
     at_least: int = 1  # epochs, however long they take
     seconds: float = 0.0  # after which the slice ends at the next epoch boundary
@@ -41,7 +49,7 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    metrics: Metrics | None = None
+    outcome: Outcome | None = None
     seconds: float = 0.0  # that the epoch took
     last: bool = False
     key: str | None = None  # of the state that was reached
@@ -50,9 +58,10 @@ class Answer(BaseModel):
     unreadable: bool = False  # the state to begin with was none
     error: str | None = None  # our mistake: a traceback
 
-    def record(self, epoch: int, plan: EpochPlan) -> EpochRecord:
-        """Of an answer with metrics."""
-        return record(epoch, plan, self.metrics or ())
+    def record(self, epoch: int, plan: Plan) -> EpochRecord:
+        """Of an answer with an outcome."""
+        assert self.outcome is not None
+        return record(epoch, plan, self.outcome)
 
 
 class Told(NamedTuple):
@@ -65,11 +74,12 @@ class Told(NamedTuple):
     file: int | None = None  # descriptor
 
 
-def record(epoch: int, plan: EpochPlan, metrics: Metrics) -> EpochRecord:
-    """The record of an epoch that gave these metrics."""
-    return EpochRecord(epoch=epoch, plan=plan, **dict(zip(METRICS, metrics, strict=True)))
+def record(epoch: int, plan: Plan, outcome: Outcome) -> EpochRecord:
+    """The record of an epoch of which this came."""
+    metrics = dict(zip(METRICS, outcome.metrics, strict=True))
+    return EpochRecord(epoch=epoch, plan=plan, window=outcome.window, **metrics)
 
 
-def metrics_of(of: EpochRecord) -> Metrics:
+def outcome_of(of: EpochRecord) -> Outcome:
     """What depends on the training: all of a record but its number and its plan."""
-    return tuple(getattr(of, name) for name in METRICS)
+    return Outcome(tuple(getattr(of, name) for name in METRICS), of.window)

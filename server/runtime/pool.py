@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
+from ml_trainer_env.server.data.folder import NAMES
 from ml_trainer_env.server.runs import Engine, Precision
 from ml_trainer_env.server.runtime.channel import Channel, Message
 from ml_trainer_env.server.runtime.orders import Answer, Order, Told
@@ -120,7 +121,8 @@ class Pool:
     @contextmanager
     def perform(self, order: Order, state: int | None) -> Generator[_Answers]:
         """Have a worker carry out `order`, by preference one that holds its state."""
-        data = self._shared(order.workload.dataset)
+        name = order.workload.dataset
+        data = self._shared(name) if name.partition("/")[0] in NAMES else None
         with self._worker(order.state) as worker:
             worker.begin(order, state, data)
             yield _Answers(worker)
@@ -235,13 +237,16 @@ class _Worker:
         places = _content(message)["places"]
         return LoadedData(message.files[0], places)
 
-    def begin(self, order: Order, state: int | None, data: LoadedData) -> None:
-        """Give it an order. Raises `NeverStarted` where it is gone already, and `WorkerFailed`."""
+    def begin(self, order: Order, state: int | None, data: LoadedData | None) -> None:
+        """Give it an order; what is not shared, it loads by itself.
+
+        Raises `NeverStarted` where it is gone already, and `WorkerFailed`.
+        """
         self.engine()
         name = order.workload.dataset
         files = [] if state is None or self.holds == order.state else [state]
         places = "null"
-        if name not in self._has:
+        if data is not None and name not in self._has:
             places = json.dumps(data.places)
             files.append(data.file)
             self._has.add(name)

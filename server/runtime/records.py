@@ -22,14 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ml_trainer_env.server.runtime.orders import METRICS, Metrics
+from ml_trainer_env.events import WindowReport
+from ml_trainer_env.server.runtime.orders import METRICS, Outcome
 
 T = TypeVar("T")
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
 NAME = "records.sqlite"
-VERSION = 1  # of the table; raise it with every change
+VERSION = 2  # of the table; raise it with every change
 MOST = 1_000_000  # epochs in a file; about 150 bytes each
 MOST_IN_MEMORY = 100_000
 TRIMMED = 1000  # epochs, between two looks at how many there are
@@ -39,6 +40,7 @@ _TABLE = f"""
 CREATE TABLE IF NOT EXISTS epochs (
     key BLOB NOT NULL UNIQUE,
     {", ".join(f"{name} REAL" for name in METRICS)},
+    window TEXT,
     seconds REAL NOT NULL,
     test_accuracy REAL
 )"""
@@ -49,7 +51,7 @@ _COLUMNS = ", ".join(METRICS)
 class Known:
     """What is known of an epoch."""
 
-    metrics: Metrics
+    outcome: Outcome
     seconds: float  # that it took
     test_accuracy: float | None = None  # of the run's best checkpoint, once it was graded
 
@@ -68,19 +70,24 @@ class Records:
         """What is known of the epoch after which a run has this key."""
 
         def find(table: sqlite3.Connection) -> Known | None:
-            select = f"SELECT seconds, test_accuracy, {_COLUMNS} FROM epochs WHERE key = ?"
+            select = f"SELECT seconds, test_accuracy, window, {_COLUMNS} FROM epochs WHERE key = ?"
             row = table.execute(select, (bytes.fromhex(key),)).fetchone()
-            return None if row is None else Known(tuple(row[2:]), row[0], row[1])
+            if row is None:
+                return None
+            seconds, accuracy, text, *metrics = row
+            window = None if text is None else WindowReport.model_validate_json(text)
+            return Known(Outcome(tuple(metrics), window), seconds, accuracy)
 
         return self._safely(find)
 
-    def put(self, key: str, metrics: Metrics, seconds: float) -> None:
+    def put(self, key: str, outcome: Outcome, seconds: float) -> None:
         """Remember an epoch; one that is known stays as it is."""
 
         def insert(table: sqlite3.Connection) -> None:
-            marks = ", ".join("?" * (len(METRICS) + 2))
-            row = (bytes.fromhex(key), *metrics, seconds)
-            columns = f"key, {_COLUMNS}, seconds"
+            window = outcome.window and outcome.window.model_dump_json()
+            row = (bytes.fromhex(key), *outcome.metrics, window, seconds)
+            marks = ", ".join("?" * len(row))
+            columns = f"key, {_COLUMNS}, window, seconds"
             table.execute(f"INSERT OR IGNORE INTO epochs ({columns}) VALUES ({marks})", row)
             self._written += 1
             if self._written % TRIMMED == 0:

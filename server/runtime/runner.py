@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ml_trainer_env.models import EpochPlan, EpochRecord
-from ml_trainer_env.server.runs import Engine, Run
+from ml_trainer_env.models import EpochRecord
+from ml_trainer_env.server.runs import Engine, Plan, Run
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff
 from ml_trainer_env.server.runtime.cores import Cores, Turn
-from ml_trainer_env.server.runtime.orders import METRICS, Answer, Metrics, Order, Told, record
+from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, Outcome, Told, record
 from ml_trainer_env.server.runtime.states import Nearest, States
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
@@ -72,7 +72,7 @@ class Runner(Protocol):
         ...
 
     def train(
-        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+        self, run: Run, plans: Sequence[Plan], asker: Asker | None = None
     ) -> Generator[Trained]:
         """The epochs that follow on `run`, one by one.
 
@@ -123,7 +123,7 @@ class SliceRunner:
         return self.executor.engine()
 
     def train(
-        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+        self, run: Run, plans: Sequence[Plan], asker: Asker | None = None
     ) -> Generator[Trained]:
         request = _Request(run, list(plans), asker or Asker())
         with suppress(CalledOff):
@@ -165,9 +165,9 @@ class SliceRunner:
                 answer = self._next(answers, order)
                 ended = answer.last
                 request.accuracy = answer.test_accuracy
-                if answer.metrics is not None:
+                if answer.outcome is not None:
                     if again:
-                        _compare(again.pop(0), answer.metrics, request.run)
+                        _compare(again.pop(0), answer.outcome, request.run)
                     elif not gone and ended:
                         return request.take(answer)
                     elif not gone:
@@ -202,7 +202,7 @@ class _Request:
     """How far a request for epochs, or for a grade, has come."""
 
     run: Run
-    left: list[EpochPlan]
+    left: list[Plan]
     asker: Asker
     grade: bool = False
     accuracy: float | None = None
@@ -263,11 +263,13 @@ class _Request:
             )
 
 
-def _compare(before: EpochRecord, metrics: Metrics, run: Run) -> None:
+def _compare(before: EpochRecord, outcome: Outcome, run: Run) -> None:
     """Raises `SharedEpochMismatch`."""
-    trained = record(before.epoch, before.plan, metrics)
+    trained = record(before.epoch, before.plan, outcome)
     if trained != before:
-        named = [name for name in METRICS if getattr(trained, name) != getattr(before, name)]
+        named = [
+            name for name in (*METRICS, "window") if getattr(trained, name) != getattr(before, name)
+        ]
         raise SharedEpochMismatch(
             f"epoch {before.epoch} of {run.workload.dataset}, seed {run.seed}, on the way to "
             f"{run.key}: trained again, it differs in {', '.join(named)}"

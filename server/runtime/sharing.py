@@ -20,10 +20,9 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 
-from ml_trainer_env.models import EpochPlan
-from ml_trainer_env.server.runs import Engine, Run
+from ml_trainer_env.server.runs import Engine, Plan, Run
 from ml_trainer_env.server.runtime.asking import Asker, patience
-from ml_trainer_env.server.runtime.orders import metrics_of, record
+from ml_trainer_env.server.runtime.orders import outcome_of, record
 from ml_trainer_env.server.runtime.records import Records
 from ml_trainer_env.server.runtime.runner import Runner, SharedEpochMismatch, Trained
 
@@ -45,7 +44,7 @@ class SharingRunner:
         return self.runner.engine()
 
     def train(
-        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+        self, run: Run, plans: Sequence[Plan], asker: Asker | None = None
     ) -> Generator[Trained]:
         asker, left = asker or Asker(), list(plans)
         while left and not asker.gone():
@@ -86,14 +85,14 @@ class SharingRunner:
                     self._claims.release(claim)
             self._claims.wait(claim, Asker())
 
-    def _known(self, key: str, run: Run, plan: EpochPlan) -> Trained | None:
+    def _known(self, key: str, run: Run, plan: Plan) -> Trained | None:
         known = self.records.get(key)
         if known is None:
             return None
-        return Trained(record(run.epoch + 1, plan, known.metrics), known.seconds, shared=True)
+        return Trained(record(run.epoch + 1, plan, known.outcome), known.seconds, shared=True)
 
     def _trained(
-        self, claimed: str, run: Run, plans: list[EpochPlan], asker: Asker
+        self, claimed: str, run: Run, plans: list[Plan], asker: Asker
     ) -> Generator[Trained]:
         """Epochs that nobody has trained, up to the first that somebody has, or is training.
 
@@ -103,7 +102,7 @@ class SharingRunner:
         try:
             with closing(self.runner.train(run, plans, asker)) as epochs:
                 for epoch, after in zip(epochs, [*plans[1:], None], strict=False):
-                    self.records.put(claimed, metrics_of(epoch.record), epoch.seconds)
+                    self.records.put(claimed, outcome_of(epoch.record), epoch.seconds)
                     run = run.after(epoch.record)
                     goes_on = after is not None and not epoch.record.diverged
                     following = run.then(after) if goes_on and after else ""

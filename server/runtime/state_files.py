@@ -15,14 +15,18 @@ import zlib
 from pathlib import Path
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ml_trainer_env.server.cluster import packed as packed_cluster
+from ml_trainer_env.server.cluster.packed import Packed
+from ml_trainer_env.server.cluster.trained import ClusterTraining
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.nameless import nameless_file
 from ml_trainer_env.server.runtime.states import SUFFIX, UNFINISHED
 from ml_trainer_env.server.trainer import Checkpoint, TrainingState
+from ml_trainer_env.server.trainings import State
 
 _LENGTH = 8  # bytes before safetensors' header: its length, little-endian
 _CHECKSUM = struct.Struct("<I")  # at the front of a file; against damage, not against malice
@@ -33,7 +37,7 @@ class UnreadableState(ValueError):
 
 
 class _Header(BaseModel):
-    """All of a state but its tensors. JSON keeps every bit of a float."""
+    """All of a training state but its tensors. JSON keeps every bit of a float."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,8 +48,24 @@ class _Header(BaseModel):
     steps: int
 
 
-def pack(state: TrainingState) -> bytes:
+class _ClusterHeader(BaseModel):
+    """The same of a cluster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Run
+    cluster: Packed
+
+
+_HEADER: TypeAdapter[_Header | _ClusterHeader] = TypeAdapter(_Header | _ClusterHeader)
+
+
+def pack(state: State) -> bytes:
     """The best checkpoint is often the current one, and is then written once."""
+    if isinstance(state, ClusterTraining):
+        packed, tensors = packed_cluster.pack(state.state)
+        header = _ClusterHeader(run=state.run, cluster=packed)
+        return safetensors.torch.save(tensors, {"state": header.model_dump_json()})
     best_is_current = state.best_checkpoint is state.current
     header = _Header(
         run=state.run,
@@ -62,22 +82,24 @@ def pack(state: TrainingState) -> bytes:
     return safetensors.torch.save(tensors, {"state": header.model_dump_json()})
 
 
-def unpack(data: bytes) -> TrainingState:
+def unpack(data: bytes) -> State:
     """What `pack` was given. Raises `UnreadableState`."""
     try:
         tensors = safetensors.torch.load(data)
         end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
         metadata = json.loads(data[_LENGTH:end])["__metadata__"]
-        header = _Header.model_validate_json(metadata["state"])
+        header = _HEADER.validate_json(metadata["state"])
         return _state(header, tensors)
     except (SafetensorError, ValidationError, KeyError, ValueError) as error:
         raise UnreadableState(f"not a training state: {error}") from error
 
 
-def _state(header: _Header, tensors: dict[str, Tensor]) -> TrainingState:
+def _state(header: _Header | _ClusterHeader, tensors: dict[str, Tensor]) -> State:
     # The clones lie where PyTorch puts its tensors, as in the state that was packed: with another
     # alignment a matrix product may give other bits.
     own = {name: tensor.clone() for name, tensor in tensors.items()}
+    if isinstance(header, _ClusterHeader):
+        return ClusterTraining(header.run, packed_cluster.unpack(header.cluster, own))
     current = Checkpoint(own["weights"], own["statistics"])
     best = current
     if not header.best_is_current:
@@ -92,7 +114,7 @@ def _state(header: _Header, tensors: dict[str, Tensor]) -> TrainingState:
     )
 
 
-def write(state: TrainingState, folder: Path | None) -> tuple[int, int | None]:
+def write(state: State, folder: Path | None) -> tuple[int, int | None]:
     """Put `state` into a file: its bytes, and the descriptor of one that has no name.
 
     In a folder it is written aside and then into place: whoever reads sees all of it or nothing.
@@ -117,7 +139,7 @@ def write(state: TrainingState, folder: Path | None) -> tuple[int, int | None]:
     return size, None
 
 
-def read(descriptor: int, key: str) -> TrainingState:
+def read(descriptor: int, key: str) -> State:
     """The state with this key. Raises `UnreadableState` where the file holds something else."""
     try:
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ml_trainer_env.server.cluster.events import MICRO_SHARDS
+from ml_trainer_env.events import MICRO_SHARDS
 from ml_trainer_env.server.cluster.networks import (
     GroupNormCnn,
     Rows,

@@ -7,15 +7,15 @@ import pytest
 import torch
 from clusters import EVERYTHING, WINDOW, play, same, world
 
-from ml_trainer_env.server.cluster.events import (
+from ml_trainer_env.events import (
     ConfigureData,
     ConfigureRanks,
     Diagnose,
     Restore,
 )
-from ml_trainer_env.server.cluster.faults import Crash, SlowHost
+from ml_trainer_env.server.cluster.networks import NETWORKS
 from ml_trainer_env.server.cluster.processes import Processes
-from ml_trainer_env.server.cluster.reading import NETWORKS
+from ml_trainer_env.server.worlds import Crash, SlowHost
 
 pytestmark = pytest.mark.slow
 

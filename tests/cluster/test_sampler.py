@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_trainer_env.server.cluster.sampler import Sampler, rows_of
+from ml_trainer_env.server.cluster.sampler import rows_of
+from ml_trainer_env.server.worlds import Sampler
 
 ROWS = 48
 

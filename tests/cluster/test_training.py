@@ -9,16 +9,19 @@ from clusters import EVERYTHING, SETTINGS, STEADILY, STEADY, WINDOW, OneByOne, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_trainer_env.server.cluster import clock
-from ml_trainer_env.server.cluster.events import (
+from ml_trainer_env.events import (
     ConfigureData,
     ConfigureRanks,
     Diagnose,
-    Report,
     Restore,
     Train,
 )
-from ml_trainer_env.server.cluster.faults import (
+from ml_trainer_env.server.cluster import clock
+from ml_trainer_env.server.cluster.networks import NETWORKS
+from ml_trainer_env.server.cluster.reading import read
+from ml_trainer_env.server.cluster.state import merged
+from ml_trainer_env.server.cluster.training import Report, advance, start
+from ml_trainer_env.server.worlds import (
     BadBatches,
     BadResume,
     BitFlip,
@@ -26,15 +29,12 @@ from ml_trainer_env.server.cluster.faults import (
     Crash,
     Desync,
     PoisonedShards,
+    Sampler,
     SlowHost,
     SlowShard,
     WrongOrder,
     WrongRate,
 )
-from ml_trainer_env.server.cluster.reading import NETWORKS, read
-from ml_trainer_env.server.cluster.sampler import Sampler
-from ml_trainer_env.server.cluster.state import merged
-from ml_trainer_env.server.cluster.training import advance, start
 
 # Bits ---------------------------------------------------------------------------------------------
 

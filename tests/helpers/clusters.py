@@ -4,21 +4,22 @@ from dataclasses import replace
 
 import torch
 
-from ml_trainer_env.server.cluster.events import Settings, Train
-from ml_trainer_env.server.cluster.faults import (
+from ml_trainer_env.events import Settings, Train
+from ml_trainer_env.server.cluster.networks import Rows
+from ml_trainer_env.server.cluster.ranks import Contribution, Lost, Memory, copied
+from ml_trainer_env.server.cluster.training import advance, start
+from ml_trainer_env.server.worlds import (
     BadBatches,
     BadResume,
     BitFlip,
     Corruption,
     Crash,
     Desync,
+    NetworkName,
     SlowHost,
+    World,
     WrongRate,
 )
-from ml_trainer_env.server.cluster.networks import Rows
-from ml_trainer_env.server.cluster.ranks import Contribution, Lost, Memory, copied
-from ml_trainer_env.server.cluster.training import advance, start
-from ml_trainer_env.server.cluster.world import NetworkName, World
 
 SETTINGS = Settings(learning_rate=0.003, checkpoint_every=10)
 WINDOW = Train(settings=SETTINGS)

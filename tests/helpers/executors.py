@@ -13,7 +13,7 @@ from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server import runs
 from ml_trainer_env.server.runs import Engine, Run, Scale, Workload
 from ml_trainer_env.server.runtime.nameless import nameless_file
-from ml_trainer_env.server.runtime.orders import METRICS, Answer, Metrics, Order, Told, record
+from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, Outcome, Told, record
 from ml_trainer_env.server.runtime.states import SUFFIX
 
 PATIENCE = 60  # seconds; a machine may stand still for a while
@@ -41,12 +41,14 @@ def begin(seed: int = 0) -> Run:
     return runs.begin(WORKLOAD, seed, ENGINE)
 
 
-def metrics(key: str, plan: EpochPlan) -> Metrics:
+def outcome(key: str, plan: EpochPlan) -> Outcome:
     """Floats with all their bits, which depend on all of the key."""
     if plan.learning_rate >= WILD:
-        return (None,) * len(METRICS)
+        return Outcome((None,) * len(METRICS))
     digest = hashlib.sha256(key.encode()).digest()
-    return tuple(int.from_bytes(digest[n : n + 4]) / 2**32 / 3 for n in range(len(METRICS)))
+    return Outcome(
+        tuple(int.from_bytes(digest[n : n + 4]) / 2**32 / 3 for n in range(len(METRICS)))
+    )
 
 
 def grade(key: str) -> float:
@@ -57,7 +59,7 @@ def grade(key: str) -> float:
 def after(run: Run, plans: Sequence[EpochPlan]) -> Run:
     """`run` with these epochs trained."""
     for each in plans:
-        run = run.after(record(run.epoch + 1, each, metrics(run.then(each), each)))
+        run = run.after(record(run.epoch + 1, each, outcome(run.then(each), each)))
     return run
 
 
@@ -118,13 +120,13 @@ class FakeExecutor:
         began, reached = self._clock.now, None
         for number, each in enumerate(order.plans, 1):
             if reached is not None:
-                yield Told(Answer(metrics=reached, seconds=self._seconds))
+                yield Told(Answer(outcome=reached, seconds=self._seconds))
             error = self._begin(order, epoch := run.epoch + 1)
             if error is not None:
                 yield Told(Answer(last=True, error=error))
                 return
             key = run.then(each)
-            reached = metrics(key + "!" if key in self.broken else key, each)
+            reached = outcome(key + "!" if key in self.broken else key, each)
             run = run.after(record(epoch, each, reached))
             late = number >= order.at_least and self._clock.now - began >= order.seconds
             diverged = reached[0] is None and number > order.again
@@ -153,7 +155,7 @@ class FakeExecutor:
                 self.busy -= order.threads
         return None
 
-    def _last(self, order: Order, run: Run, reached: Metrics | None) -> Told:
+    def _last(self, order: Order, run: Run, reached: Outcome | None) -> Told:
         file = size = None
         if order.plans:
             size = STATE
@@ -166,7 +168,7 @@ class FakeExecutor:
                     aside.flush()
                     file = os.dup(aside.fileno())
         answer = Answer(
-            metrics=reached,
+            outcome=reached,
             seconds=self._seconds,
             last=True,
             key=run.key,

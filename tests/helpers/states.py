@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from executors import PLAN, metrics
+from executors import PLAN, outcome
 from executors import begin as begin_run
 
 from ml_trainer_env.models import EpochPlan
@@ -29,7 +29,7 @@ def trained(
 ) -> TrainingState:
     """Weights, moments and metrics that depend on all of the key; `accuracy` decides the best."""
     key = state.run.then(plan)
-    came = record(state.run.epoch + 1, plan, metrics(key, plan))
+    came = record(state.run.epoch + 1, plan, outcome(key, plan))
     if accuracy is not None:
         came = came.model_copy(update={"val_accuracy": accuracy})
     run = state.run.after(came)

@@ -22,7 +22,7 @@ from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime import state_files
 from ml_trainer_env.server.runtime.inline import Inline
 from ml_trainer_env.server.runtime.jobs import Computer
-from ml_trainer_env.server.runtime.orders import Answer, Order, Told, metrics_of
+from ml_trainer_env.server.runtime.orders import Answer, Order, Told, outcome_of
 from ml_trainer_env.server.runtime.runner import Answers, SliceRunner
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.trainer import TrainingState
@@ -125,7 +125,7 @@ def start() -> TrainingState:
 def test_each_epoch_is_told_and_the_last_with_its_state(start: TrainingState) -> None:
     expected = advanced(start, PLANS)
     answers = carried_out(Computer(), order(start, PLANS, grade=True))
-    assert [a.metrics for a in answers] == [metrics_of(r) for r in expected.run.history]
+    assert [a.outcome for a in answers] == [outcome_of(r) for r in expected.run.history]
     assert all(a.seconds > 0 for a in answers)
     assert [a.key for a in answers] == [None, None, expected.key]
     assert answers[-1].test_accuracy == trainer.test_accuracy(expected)
@@ -182,7 +182,7 @@ def test_a_full_disk_costs_only_the_file(start: TrainingState, tmp_path: Path) -
     (answer,) = carried_out(computer, order(start, [PLAN], folder=str(tmp_path / "gone")))
     expected = advanced(start, [PLAN])
     assert (answer.key, answer.size, answer.error) == (expected.key, None, None)
-    assert answer.metrics == metrics_of(expected.run.history[0])
+    assert answer.outcome == outcome_of(expected.run.history[0])
     assert computer.held is not None
     assert value(computer.held) == value(expected)
 
@@ -190,7 +190,7 @@ def test_a_full_disk_costs_only_the_file(start: TrainingState, tmp_path: Path) -
 def test_what_the_engine_raises_is_the_last_answer(start: TrainingState) -> None:
     impossible = PLAN.model_copy(update={"batch_size": 0})
     answers = carried_out(computer := Computer(), order(start, [PLAN, impossible]))
-    assert answers[0].metrics
+    assert answers[0].outcome
     assert "Traceback" in (answers[1].error or "")
     assert computer.held is None
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_trainer_env.server.runtime import records as tables
-from ml_trainer_env.server.runtime.orders import METRICS, Metrics
+from ml_trainer_env.server.runtime.orders import METRICS, Metrics, Outcome
 from ml_trainer_env.server.runtime.records import NAME, Known, Records
 
 WIDTH = len(METRICS)
@@ -28,9 +28,9 @@ def key(number: int) -> str:
     return f"{number:064x}"
 
 
-def metrics(number: int) -> Metrics:
+def outcome(number: int) -> Outcome:
     """Different ones, with all their bits."""
-    return tuple(math.sqrt(number * WIDTH + n + 2) for n in range(WIDTH))
+    return Outcome(tuple(math.sqrt(number * WIDTH + n + 2) for n in range(WIDTH)))
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def filled(file: Path | None, count: int = 3) -> Records:
     records = Records(file)
     for number in range(count):
-        records.put(key(number), metrics(number), number / 3)
+        records.put(key(number), outcome(number), number / 3)
     return records
 
 
 def assert_filled(records: Records, count: int = 3) -> None:
     found = [records.get(key(number)) for number in range(count)]
-    assert found == [Known(metrics(number), number / 3) for number in range(count)]
+    assert found == [Known(outcome(number), number / 3) for number in range(count)]
     assert len(records) == count
 
 
@@ -88,22 +88,22 @@ def test_what_was_put_is_known_and_nothing_else(file: Path, in_a_file: bool) -> 
 def test_every_bit_is_kept(values: list[Metrics]) -> None:
     records = Records()
     for number, each in enumerate(values):
-        records.put(key(number), each, 0.1)
+        records.put(key(number), Outcome(each), 0.1)
     for number, each in enumerate(values):
         known = records.get(key(number))
         assert known is not None
-        assert repr(known.metrics) == repr(each)
+        assert repr(known.outcome) == repr(Outcome(each))
     records.close()
 
 
 def test_a_diverged_epoch_is_known(file: Path) -> None:
-    filled(file).put(key(7), DIVERGED, 0.5)
-    assert Records(file).get(key(7)) == Known(DIVERGED, 0.5)
+    filled(file).put(key(7), Outcome(DIVERGED), 0.5)
+    assert Records(file).get(key(7)) == Known(Outcome(DIVERGED), 0.5)
 
 
 def test_an_epoch_that_is_known_stays_as_it_is() -> None:
     records = filled(None)
-    records.put(key(1), metrics(2), 9.0)
+    records.put(key(1), outcome(2), 9.0)
     assert_filled(records)
 
 
@@ -111,8 +111,8 @@ def test_a_grade_is_remembered_with_its_epoch(file: Path) -> None:
     records = filled(file)
     records.put_test_accuracy(key(1), 0.1 + 0.2)
     records.put_test_accuracy(key(99), 0.5)  # of an epoch that is not known
-    assert records.get(key(1)) == Known(metrics(1), 1 / 3, 0.1 + 0.2)
-    assert records.get(key(0)) == Known(metrics(0), 0.0)
+    assert records.get(key(1)) == Known(outcome(1), 1 / 3, 0.1 + 0.2)
+    assert records.get(key(0)) == Known(outcome(0), 0.0)
     assert records.get(key(99)) is None
     assert Records(file).get(key(1)) == records.get(key(1))
 
@@ -122,7 +122,7 @@ def test_the_oldest_go_first(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for place in (file, None):
         records = Records(place, most=20)
         for number in range(95):
-            records.put(key(number), metrics(number), 1.0)
+            records.put(key(number), outcome(number), 1.0)
             assert len(records) <= 20 + 10
         assert [number for number in range(95) if records.get(key(number))][-25:] == list(
             range(70, 95)
@@ -136,21 +136,22 @@ def test_the_next_process_knows_them(file: Path) -> None:
     filled(file).close()
     again = Records(file)
     assert_filled(again)
-    again.put(key(3), metrics(3), 1.0)
+    again.put(key(3), outcome(3), 1.0)
     assert_filled(Records(file), 4)
 
 
 def test_two_stores_see_what_each_other_puts(file: Path) -> None:
     one, other = Records(file), Records(file)
-    one.put(key(0), metrics(0), 1.0)
-    other.put(key(1), metrics(1), 2.0)
-    assert one.get(key(1)) == Known(metrics(1), 2.0)
-    assert other.get(key(0)) == Known(metrics(0), 1.0)
+    one.put(key(0), outcome(0), 1.0)
+    other.put(key(1), outcome(1), 2.0)
+    assert one.get(key(1)) == Known(outcome(1), 2.0)
+    assert other.get(key(0)) == Known(outcome(0), 1.0)
 
 
 WRITER = """
 import sys
 from pathlib import Path
+from ml_trainer_env.server.runtime.orders import Outcome
 from ml_trainer_env.server.runtime.records import Records
 
 print("ready", flush=True)
@@ -158,7 +159,7 @@ sys.stdin.readline()
 records = Records(Path(sys.argv[1]))
 first, count = map(int, sys.argv[2:])
 for number in range(first, first + count):
-    records.put(f"{number:064x}", (number / 7,) * 6, number / 3)
+    records.put(f"{number:064x}", Outcome((number / 7,) * 6), number / 3)
     assert records.get(f"{number:064x}")
 print("written", flush=True)
 sys.stdin.readline()
@@ -187,7 +188,7 @@ def test_processes_begin_a_file_at_once_and_write_at_once(file: Path) -> None:
     assert not file.with_suffix(".unreadable").exists()
     records = Records(file)
     assert len(records) == 200
-    assert records.get(key(77)) == Known((77 / 7,) * 6, 77 / 3)
+    assert records.get(key(77)) == Known(Outcome((77 / 7,) * 6), 77 / 3)
 
 
 def test_a_killed_process_loses_nothing(file: Path) -> None:
@@ -207,8 +208,8 @@ def test_any_thread_may_use_it(file: Path) -> None:
 
     def use(thread: int) -> None:
         for number in range(50):
-            records.put(key(number), metrics(number), number / 3)
-            assert records.get(key(number)) == Known(metrics(number), number / 3)
+            records.put(key(number), outcome(number), number / 3)
+            assert records.get(key(number)) == Known(outcome(number), number / 3)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, range(4)))
@@ -271,9 +272,9 @@ def test_a_file_that_is_damaged_meanwhile_is_begun_anew(
         damaged.write(b"\xff" * (file.stat().st_size - 4096))
     assert records.get(key(1500)) is None
     assert "begun anew" in caplog.text
-    records.put(key(0), metrics(0), 1.0)
-    assert records.get(key(0)) == Known(metrics(0), 1.0)
-    assert Records(file).get(key(0)) == Known(metrics(0), 1.0)
+    records.put(key(0), outcome(0), 1.0)
+    assert records.get(key(0)) == Known(outcome(0), 1.0)
+    assert Records(file).get(key(0)) == Known(outcome(0), 1.0)
 
 
 def test_where_no_file_can_be_it_is_memory(
@@ -291,20 +292,20 @@ def test_while_another_holds_the_file_an_epoch_is_not_remembered(
     records = filled(file)
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    records.put(key(3), metrics(3), 1.0)
+    records.put(key(3), outcome(3), 1.0)
     assert "locked; an epoch is not remembered" in caplog.text
-    assert records.get(key(0)) == Known(metrics(0), 0.0)  # readers are not in its way
+    assert records.get(key(0)) == Known(outcome(0), 0.0)  # readers are not in its way
     assert_filled(filled(file))  # whoever comes now remembers for itself
     holder.execute("ROLLBACK")
     holder.close()
-    records.put(key(3), metrics(3), 1.0)
+    records.put(key(3), outcome(3), 1.0)
     assert_filled(records, 3 + 1)
 
 
 def test_closed_it_knows_nothing_and_fails_at_nothing(file: Path) -> None:
     records = filled(file)
     records.close()
-    records.put(key(9), metrics(9), 1.0)
+    records.put(key(9), outcome(9), 1.0)
     assert records.get(key(0)) is None
     assert len(records) == 0
     records.close()

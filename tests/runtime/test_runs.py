@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
-from executors import PLAN, WORKLOAD, after, begin, metrics, plan
+from executors import PLAN, WORKLOAD, after, begin, outcome, plan
 from hypothesis import given
 from hypothesis import strategies as st
 from states import begin as begin_training
@@ -22,7 +22,7 @@ from ml_trainer_env.server import runs, trainer
 from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.runs import Engine, Run, Scale, Workload
-from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, metrics_of, record
+from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, Outcome, outcome_of, record
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.variations import CnnShape
 
@@ -52,7 +52,7 @@ def test_the_key_is_the_hash_of_all_that_went_into_it() -> None:
     )
     second = hashlib.sha256(f"{first}|{json}".encode()).hexdigest()
     assert run.then(PLAN) == second
-    assert run.after(record(1, PLAN, metrics(second, PLAN))).keys() == [first, second]
+    assert run.after(record(1, PLAN, outcome(second, PLAN))).keys() == [first, second]
 
 
 def test_the_key_of_an_instance_has_all_of_its_variation_in_it() -> None:
@@ -178,10 +178,10 @@ def test_orders_and_answers_keep_every_bit(
     arrived = Order.model_validate_json(order.model_dump_json())
     assert arrived == order
     assert begin().then(arrived.plans[0]) == begin().then(its_plan)
-    answer = Answer(metrics=values, seconds=seconds, last=True, test_accuracy=values[0])
+    answer = Answer(outcome=Outcome(values), seconds=seconds, last=True, test_accuracy=values[0])
     told = Answer.model_validate_json(answer.model_dump_json(exclude_defaults=True))
     assert told == answer
-    assert metrics_of(told.record(3, its_plan)) == values
+    assert outcome_of(told.record(3, its_plan)) == Outcome(values)
 
 
 # No torch -------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from ml_trainer_env.agents.moves import SUBMIT, configure, rate
 from ml_trainer_env.agents.moves import run as train
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runtime import orders
 from ml_trainer_env.server.runtime.asking import Asker, QueueFull
 from ml_trainer_env.server.runtime.cores import Cores
-from ml_trainer_env.server.runtime.orders import METRICS, metrics_of
+from ml_trainer_env.server.runtime.orders import METRICS, outcome_of
 from ml_trainer_env.server.runtime.records import Records
 from ml_trainer_env.server.runtime.runner import (
     SharedEpochMismatch,
@@ -109,7 +110,7 @@ def test_between_epochs_of_its_own_it_takes_what_others_trained(
 ) -> None:
     for run in (after(begin(), PLANS[:1]), after(begin(), PLANS[:3])):
         record = run.history[-1]
-        records.put(run.key, metrics_of(record), 1.5)
+        records.put(run.key, outcome_of(record), 1.5)
     epochs = asked(SharingRunner(slices(executor), records), PLANS)
     assert [t.record for t in epochs] == told(begin(), PLANS)
     assert shared(epochs) == [True, False, True, False]
@@ -214,9 +215,9 @@ def test_a_known_epoch_with_another_bit_is_found_out(
     executor: FakeExecutor, records: Records, metric: int
 ) -> None:
     run = after(begin(), [PLAN])
-    values = list(metrics_of(run.history[-1]))
+    values = list(outcome_of(run.history[-1]).metrics)
     values[metric] = math.nextafter(values[metric] or 0.0, 1)
-    records.put(run.key, tuple(values), 1.0)
+    records.put(run.key, orders.Outcome(tuple(values)), 1.0)
     with pytest.raises(SharedEpochMismatch, match="epoch 1 of mnist, seed 0"):
         asked(SharingRunner(slices(executor), records, verify=1.0), [PLAN])
     with pytest.raises(SharedEpochMismatch, match=METRICS[metric]):  # whoever trains beyond it

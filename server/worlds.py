@@ -1,4 +1,4 @@
-"""What goes wrong, one small value each, and what it does to a training.
+"""What a cluster trains, and what goes wrong with it: plain values, part of the workload.
 
 Each fault lies on an axis of its own. Those of data follow the sampler's position: whoever reads a
 batch again meets them again. Those of hardware follow a host and the clock: on another host, or at
@@ -12,14 +12,31 @@ A fault is part of a run's key and of no observation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, NamedTuple
 
-from ml_trainer_env.server.cluster.sampler import Sampler
+from pydantic import Field
+
 from ml_trainer_env.server.draws import Draw
 
+NetworkName = Literal["cluster_lm", "cluster_cnn"]
 Order = Literal["sorted", "one_shard", "starts_over"]
 Damage = Literal["truncated", "old_rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Where reading stands: `cursor` batches were read; `order` counts the reshuffles."""
+
+    cursor: int = 0
+    order: int = 0
+
+    def skipping(self, batches: int) -> Sampler:
+        return replace(self, cursor=self.cursor + batches)
+
+    def reshuffled(self) -> Sampler:
+        """Another order, of which nothing was read."""
+        return Sampler(0, self.order + 1)
 
 
 class Reading(NamedTuple):
@@ -64,6 +81,7 @@ class BadBatches(Fault):
 
     position: int
     count: int
+    fault: Literal["bad_batches"] = field(default="bad_batches", kw_only=True)
 
     def mislabels(self, reading: Reading) -> int:
         here = self.position <= reading.sampler.cursor < self.position + self.count
@@ -76,6 +94,7 @@ class PoisonedShards(Fault):
 
     shards: tuple[int, ...]
     position: int
+    fault: Literal["poisoned_shards"] = field(default="poisoned_shards", kw_only=True)
 
     def mislabels(self, reading: Reading) -> int:
         later = reading.sampler.cursor >= self.position or reading.sampler.order > 0
@@ -89,6 +108,7 @@ class WrongOrder(Fault):
     position: int
     kind: Order
     period: int = 10  # batches, of a sampler that starts over and over
+    fault: Literal["wrong_order"] = field(default="wrong_order", kw_only=True)
 
     def _broken(self, reading: Reading) -> bool:
         return reading.sampler.order == 0 and reading.sampler.cursor >= self.position
@@ -116,6 +136,7 @@ class Corruption(Fault):
     since: float  # seconds
     scale: float
     chance: float = 1.0
+    fault: Literal["corruption"] = field(default="corruption", kw_only=True)
 
     def factor(self, host: int, seconds: float, draw: Draw, made: int) -> float:
         if host != self.host or seconds < self.since:
@@ -130,6 +151,7 @@ class SlowHost(Fault):
     host: int
     since: float
     times: float
+    fault: Literal["slow_host"] = field(default="slow_host", kw_only=True)
 
     def slowdown(self, host: int, seconds: float) -> float:
         return self.times if host == self.host and seconds >= self.since else 1.0
@@ -142,6 +164,7 @@ class SlowShard(Fault):
     shard: int
     since: float
     times: float
+    fault: Literal["slow_shard"] = field(default="slow_shard", kw_only=True)
 
     def load(self, shard: int, seconds: float) -> float:
         return self.times if shard == self.shard and seconds >= self.since else 1.0
@@ -159,6 +182,7 @@ class WrongRate(Strike):
     """The rate is multiplied, until somebody sets it again."""
 
     times: float
+    fault: Literal["wrong_rate"] = field(default="wrong_rate", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +191,7 @@ class BitFlip(Strike):
 
     bit: int  # 23 to 30
     share: float  # where in the vector, 0..1
+    fault: Literal["bit_flip"] = field(default="bit_flip", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +199,7 @@ class Desync(Strike):
     """A host misses every update from here on, until weights are broadcast."""
 
     host: int
+    fault: Literal["desync"] = field(default="desync", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +211,7 @@ class Crash(Strike):
 
     host: int
     dead: bool = False
+    fault: Literal["crash"] = field(default="crash", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +220,38 @@ class BadResume(Strike):
 
     damage: Damage
     times: float = 1.0  # of the rate, where the old one is loaded
+    fault: Literal["bad_resume"] = field(default="bad_resume", kw_only=True)
+
+
+AnyFault = (
+    BadBatches
+    | PoisonedShards
+    | WrongOrder
+    | Corruption
+    | SlowHost
+    | SlowShard
+    | WrongRate
+    | BitFlip
+    | Desync
+    | Crash
+    | BadResume
+)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything random about a run is drawn from `name` and its seed."""
+
+    name: str
+    network: NetworkName
+    ranks: int
+    deadline: float  # seconds
+    faults: tuple[Annotated[AnyFault, Field(discriminator="fault")], ...] = ()
+
+    def draw(self, seed: int) -> Draw:
+        """Whatever is drawn in a run of this seed."""
+        return Draw(f"{self.name}|{seed}")
+
+    def entropy(self, purpose: object) -> int:
+        """32 bits for one purpose."""
+        return Draw(self.name).bits(str(purpose)) >> 32

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ml_trainer_env.models import LearningRate, Model, WeightDecay
+from ml_trainer_env.values import LearningRate, Model, WeightDecay
 
 MICRO_SHARDS = 16
 WINDOW = 25  # steps
@@ -96,14 +96,12 @@ class RankReport(Model):
     loss: float | None = None
 
 
-class Report(Model):
-    """What came of an event. Losses are in nats, seconds virtual."""
+class WindowReport(Model):
+    """What is seen of a cluster after an event. Losses are in nats, seconds virtual."""
 
-    event: Event
     step: int = Field(description="where the model stands")
     made: int = Field(description="steps ever made, those included that were lost")
     seconds: float = Field(description="on the clock, after it")
-    val_loss: float | None = None
     learning_rate: float | None = Field(default=None, description="of the last step")
     skipped: int = Field(default=0, description="updates that were not finite")
     losses: tuple[float | None, ...] = ()  # step by step
