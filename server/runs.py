@@ -80,8 +80,8 @@ class Workload:
     shards: int
     version: int
     scale: Scale  # by which a run's checkpoint is chosen
-    variation: Variation | World | None = field(default=None, repr=False)
-    """Of an instance of a family; a cluster is trained in a world."""
+    variation: Variation | None = field(default=None, repr=False)  # of an instance of a family
+    world: World | None = field(default=None, repr=False)  # of a cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +139,8 @@ def begin(workload: Workload, seed: int, engine: Engine) -> Run:
 
 
 def _first(workload: Workload, seed: int, fingerprint: str) -> str:
-    # That of a classic workload is what it was before there were variations: files go by it.
-    varied = f"|{workload.variation}" if workload.variation else ""
+    # That of a classic workload is what it was before there were others: files go by it.
+    varied = "".join(f"|{each}" for each in (workload.variation, workload.world) if each)
     return hashlib.sha256(f"{workload}|{seed}|{fingerprint}{varied}".encode()).hexdigest()
 
 

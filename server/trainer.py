@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
 from ml_trainer_env.server import models_nn, models_varied, runs
-from ml_trainer_env.server.cluster.networks import NETWORKS as CLUSTERS
+from ml_trainer_env.server.cluster import networks
 from ml_trainer_env.server.cluster.state import most_bytes
 from ml_trainer_env.server.data.canon import CANON
 from ml_trainer_env.server.engine import evaluation, malloc, modes
@@ -34,7 +34,6 @@ from ml_trainer_env.server.engine.team import SERIAL, Team
 from ml_trainer_env.server.engine.varied import data_of
 from ml_trainer_env.server.models_nn import NETWORKS, Network, Replica, ShardResult
 from ml_trainer_env.server.runs import Engine, Precision, Run, Workload
-from ml_trainer_env.server.variations import Variation
 
 ALIGNMENT = 16  # floats; slices of the parameter vector start on a 64-byte line
 FLOAT = 4  # bytes
@@ -70,8 +69,9 @@ def engine(precision: Precision = "fp32") -> Engine:
     """What trains here, in this process. Raises ValueError for a precision that cannot be had."""
     known = NETWORKS | models_varied.HEAVIEST
     heaviest = {name: _most_bytes(network) for name, network in known.items()}
-    heaviest |= {name: most_bytes(network) for name, network in CLUSTERS.items()}
-    return Engine(engine_fingerprint(precision), precision, heaviest)
+    heaviest |= {name: most_bytes(network) for name, network in networks.NETWORKS.items()}
+    fingerprint = f"{engine_fingerprint(precision)} | cluster {networks.measured()}"
+    return Engine(fingerprint, precision, heaviest)
 
 
 def network_of(workload: Workload) -> Network:
@@ -79,7 +79,6 @@ def network_of(workload: Workload) -> Network:
     variation = workload.variation
     if variation is None:
         return NETWORKS[workload.network]
-    assert isinstance(variation, Variation), "clusters have networks of their own"
     channels, height, width = CANON[workload.dataset].image_shape
     image = channels, height // variation.pooling, width // variation.pooling
     return models_varied.network(variation.shape, image, variation.multiplier)

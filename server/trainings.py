@@ -16,7 +16,7 @@ State = TrainingState | ClusterTraining
 def start(workload: Workload, seed: int, precision: Precision = "fp32") -> State:
     """An untrained network. Cheap: needs no data."""
     run = runs.begin(workload, seed, trainer.engine(precision))
-    return trained.start(run) if trained.world_of(run) else trainer.untrained(run)
+    return trained.start(run) if workload.world else trainer.untrained(run)
 
 
 def advance(state: State, plan: Plan, team: Team = SERIAL) -> State:

@@ -251,7 +251,3 @@ class World:
     def draw(self, seed: int) -> Draw:
         """Whatever is drawn in a run of this seed."""
         return Draw(f"{self.name}|{seed}")
-
-    def entropy(self, purpose: object) -> int:
-        """32 bits for one purpose."""
-        return Draw(self.name).bits(str(purpose)) >> 32

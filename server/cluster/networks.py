@@ -9,16 +9,25 @@ are not.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ml_trainer_env.server.models_nn import CLASSES, Parameter, Parametrised
+from ml_trainer_env.server.engine import modes
+from ml_trainer_env.server.models_nn import (
+    CLASSES,
+    Parameter,
+    Parametrised,
+    initial_weights,
+)
 from ml_trainer_env.server.worlds import NetworkName
 
 GROUPS = 4  # of group norm
@@ -36,6 +45,10 @@ class ClusterNetwork(Parametrised, Protocol):
 
     @property
     def classes(self) -> int: ...
+
+    def rows(self, draw: np.random.Generator, shards: int, count: int) -> Rows:
+        """Drawn at random, of no meaning."""
+        ...
 
     def logits(self, weights: Iterator[Tensor], inputs: Tensor) -> Tensor:
         """(S, m, classes) for m targets a micro-shard; `weights` are of each parameter (S, ...)."""
@@ -109,6 +122,10 @@ class Transformer:
             Parameter((d, self.symbols), near),
         )
 
+    def rows(self, draw: np.random.Generator, shards: int, count: int) -> Rows:
+        text = torch.from_numpy(draw.integers(0, self.symbols, (shards, count, self.context + 1)))
+        return Rows(text[..., :-1], text[..., 1:])
+
     def logits(self, weights: Iterator[Tensor], inputs: Tensor) -> Tensor:
         shards, rows, length = inputs.shape
         d = self.width
@@ -173,6 +190,11 @@ class GroupNormCnn:
             Parameter((CLASSES,), 0),
         )
 
+    def rows(self, draw: np.random.Generator, shards: int, count: int) -> Rows:
+        shape = shards, count, self.channels, self.side, self.side
+        images = torch.from_numpy(draw.standard_normal(shape, np.float32))
+        return Rows(images, torch.from_numpy(draw.integers(0, CLASSES, shape[:2])))
+
     def logits(self, weights: Iterator[Tensor], inputs: Tensor) -> Tensor:
         shards, rows = inputs.shape[:2]
         x = F.pixel_unshuffle(inputs.flatten(0, 1), self.PATCH)
@@ -191,3 +213,16 @@ NETWORKS: dict[NetworkName, ClusterNetwork] = {
     "cluster_lm": Transformer(),
     "cluster_cnn": GroupNormCnn(),
 }
+
+
+@cache
+def measured() -> str:
+    """A digest of what one gradient of each network is in this process."""
+    digest = hashlib.sha256()
+    with modes.of_the_engine(), modes.of_a_computation("fp32"):
+        for network in NETWORKS.values():
+            weights = initial_weights(network, torch.Generator().manual_seed(0))
+            rows = network.rows(np.random.Generator(np.random.SFC64(0)), shards=4, count=2)
+            for tensor in gradients(network, weights.expand(4, -1), rows):
+                digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]

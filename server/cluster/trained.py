@@ -26,12 +26,6 @@ class ClusterTraining:
         return self.run.key
 
 
-def world_of(run: Run) -> World | None:
-    """What a run trains in, if it is one of a cluster."""
-    variation = run.workload.variation
-    return variation if isinstance(variation, World) else None
-
-
 def start(run: Run) -> ClusterTraining:
     """Before the first event."""
     return ClusterTraining(run, training.start(_world(run), run.seed))
@@ -63,6 +57,6 @@ def hidden_loss(of: ClusterTraining) -> float:
 
 
 def _world(run: Run) -> World:
-    world = world_of(run)
+    world = run.workload.world
     assert world is not None, "a run of a cluster has a world"
     return world

@@ -349,7 +349,7 @@ class _Run:
         self.state = replace(self.state, **changes)
 
     @property
-    def _struck(self) -> list[Strike]:
+    def _struck(self) -> Sequence[Strike]:
         return self._strikes[: self.state.struck]
 
     def _rank(self, host: int) -> int:

@@ -228,7 +228,7 @@ def _layout(shown: Sequence[Story], right: float) -> Figure:
         "tickfont": {"size": 12},
         "fixedrange": True,  # so that a finger scrolls the page
     }
-    rates = [point.learning_rate for each in shown for point in each.points]
+    rates = [point.learning_rate or 0.0 for each in shown for point in each.points]
     return {
         "height": HEIGHT,
         "margin": {"l": 52, "r": 10, "t": 44, "b": 40},

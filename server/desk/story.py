@@ -89,7 +89,7 @@ def eras(points: Sequence[EpochRecord], changed_after: frozenset[int]) -> tuple[
     cuts = [
         index
         for index, (before, after) in enumerate(pairwise(points), start=1)
-        if before.epoch in changed_after or _without_rate(before.plan) != _without_rate(after.plan)
+        if before.epoch in changed_after or _without_rate(before) != _without_rate(after)
     ]
     ends = [*cuts, len(points)] if points else []
     return tuple(_era(points[start:end]) for start, end in zip([0, *cuts], ends, strict=False))
@@ -107,8 +107,8 @@ def _plan(point: EpochRecord) -> EpochPlan:
     return point.plan
 
 
-def _without_rate(plan: EpochPlan) -> EpochPlan:
-    return plan.model_copy(update={"learning_rate": 0.0})
+def _without_rate(point: EpochRecord) -> EpochPlan:
+    return _plan(point).model_copy(update={"learning_rate": 0.0})
 
 
 def _asked(status: TrainingStatus) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,7 @@ LM, CNN = Transformer(), GroupNormCnn()
 
 
 def rows_of(network, shards=MICRO_SHARDS, count=2, seed=1):
-    draw = torch.Generator().manual_seed(seed)
-    if isinstance(network, Transformer):
-        text = torch.randint(
-            0, network.symbols, (shards, count, network.context + 1), generator=draw
-        )
-        return Rows(text[..., :-1], text[..., 1:])
-    images = torch.randn((shards, count, 1, network.side, network.side), generator=draw)
-    return Rows(images, torch.randint(0, 10, (shards, count), generator=draw))
+    return network.rows(np.random.default_rng(seed), shards, count)
 
 
 def weights_of(network, seed=0):

@@ -23,7 +23,7 @@ from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.runtime.sharing import SharingRunner
 
 WORLD = world(*EVERYTHING)
-WORKLOAD = Workload("cluster_cnn", "fashion_mnist", 16, 1, Scale(0.0, 1.0), WORLD)
+WORKLOAD = Workload("cluster_cnn", "fashion_mnist", 16, 1, Scale(0.0, 1.0), world=WORLD)
 EVENTS: list[Event] = [
     WINDOW,
     Diagnose(what="replay"),
@@ -91,7 +91,7 @@ def test_what_one_session_has_trained_the_next_one_is_told():
 
 
 def test_keys_tell_worlds_and_events_apart():
-    other = Workload("cluster_cnn", "fashion_mnist", 16, 1, Scale(0.0, 1.0), world())
+    other = Workload("cluster_cnn", "fashion_mnist", 16, 1, Scale(0.0, 1.0), world=world())
     assert begun().key != runs.begin(other, 0, trainer.engine()).key
     keys = {begun().then(event) for event in (WINDOW, Restore(step=0), Restore(step=1))}
     assert len(keys) == 3
@@ -121,7 +121,7 @@ def _mnist() -> Workload:
 )
 def test_workers_train_clusters_to_the_same_bits(network, dataset):
     of = world(*EVERYTHING, network=network)
-    workload = Workload(network, dataset, 16, 1, Scale(0.0, 1.0), of)
+    workload = Workload(network, dataset, 16, 1, Scale(0.0, 1.0), world=of)
     run = runs.begin(workload, 0, trainer.engine())
     _, reports = play(of, *EVENTS)
     with closing(Pool(1)) as pool:

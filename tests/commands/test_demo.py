@@ -97,7 +97,7 @@ def test_it_lowers_the_rate_after_a_divergence_and_trains_on() -> None:
     lowered = moves[first + 1].arguments["new_lr"]
     assert lowered == pytest.approx(config.learning_rate_in_force * COOLING)
     after = next(record for record in history if record.epoch == answers[first].current_epoch + 1)
-    assert after.plan.learning_rate == lowered
+    assert after.learning_rate == lowered
     assert len(history) == TASKS["easy_mnist"].max_epochs
 
 

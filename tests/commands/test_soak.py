@@ -21,12 +21,11 @@ from states import small
 
 from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
 from ml_trainer_env.models import (
-    EpochPlan,
     TrainingStatus,
 )
 from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runs import Plan, Run
 from ml_trainer_env.server.runtime.asking import Asker
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool
@@ -90,7 +89,7 @@ class KillingRunner(SliceRunner):
         self._trained = itertools.count(1)
 
     def train(
-        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+        self, run: Run, plans: Sequence[Plan], asker: Asker | None = None
     ) -> Generator[Trained]:
         with closing(super().train(run, plans, asker)) as epochs:
             for epoch in epochs:

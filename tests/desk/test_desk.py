@@ -101,7 +101,7 @@ def test_the_curves_have_every_epoch_and_mark_the_best(env: MLTrainerEnvironment
     assert list(trace(figure, "val loss").x) == [1, 2, 3, 4]
     history = env.episode.now.training.history if env.episode else ()
     assert list(trace(figure, "val accuracy").y) == [record.val_accuracy for record in history]
-    assert list(trace(figure, "learning rate").y) == [r.plan.learning_rate for r in history]
+    assert list(trace(figure, "learning rate").y) == [r.learning_rate for r in history]
     assert list(trace(figure, "graded epoch").x) == [4]
 
 

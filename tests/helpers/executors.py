@@ -126,10 +126,11 @@ class FakeExecutor:
                 yield Told(Answer(last=True, error=error))
                 return
             key = run.then(each)
+            assert isinstance(each, EpochPlan)
             reached = outcome(key + "!" if key in self.broken else key, each)
             run = run.after(record(epoch, each, reached))
             late = number >= order.at_least and self._clock.now - began >= order.seconds
-            diverged = reached[0] is None and number > order.again
+            diverged = reached.metrics[0] is None and number > order.again
             if late or stop.is_set() or diverged:
                 break
         if order.grade:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 
 from ml_trainer_env.models import EpochPlan, EpochRecord
-from ml_trainer_env.server.runs import Engine, Run
+from ml_trainer_env.server.runs import Engine, Plan, Run
 from ml_trainer_env.server.runtime.asking import Asker
 from ml_trainer_env.server.runtime.runner import Trained
 from ml_trainer_env.server.session import process
@@ -58,10 +58,11 @@ class FakeRunner:
         return ENGINE
 
     def train(
-        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+        self, run: Run, plans: Sequence[Plan], asker: Asker | None = None
     ) -> Generator[Trained]:
         asker = asker or Asker()
         for epoch, plan in enumerate(plans, run.epoch + 1):
+            assert isinstance(plan, EpochPlan)
             if asker.gone():
                 return
             trained = Trained(self._epoch(epoch, plan), 0.001)

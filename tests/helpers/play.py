@@ -14,6 +14,7 @@ from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.records import RecordWriter
 from ml_trainer_env.models import (
     EpochPlan,
+    EpochRecord,
     TrainingStatus,
 )
 from ml_trainer_env.server.episode.episode import Episode
@@ -33,7 +34,12 @@ def configured(episode: Episode, **changes: Any) -> Episode:
 
 
 def plans(episode: Episode) -> list[EpochPlan]:
-    return [record.plan for record in episode.now.training.history]
+    return [epoch_plan(record) for record in episode.now.training.history]
+
+
+def epoch_plan(record: EpochRecord) -> EpochPlan:
+    assert isinstance(record.plan, EpochPlan)
+    return record.plan
 
 
 def diverge(episode: Episode) -> TrainingStatus:

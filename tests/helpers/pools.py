@@ -12,7 +12,7 @@ from states import small
 
 from ml_trainer_env.models import EpochPlan
 from ml_trainer_env.server import trainer
-from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runs import Plan, Run
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool
 from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
@@ -46,7 +46,7 @@ def workers_of(pool: Pool) -> list[subprocess.Popen[bytes]]:
     return [worker for worker in pool.processes() if isinstance(worker, subprocess.Popen)]
 
 
-def trained(runner: Runner, run: Run, plans: Sequence[EpochPlan]) -> Run:
+def trained(runner: Runner, run: Run, plans: Sequence[Plan]) -> Run:
     for each in runner.train(run, plans):
         run = run.after(each.record)
     return run

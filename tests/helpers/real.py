@@ -58,7 +58,9 @@ def tensors_of(run: Run, runner: SliceRunner) -> TrainingState:
     with runner.states.nearest(run) as nearest:
         assert nearest.key == run.key, "the state is not at hand"
         assert nearest.descriptor is not None
-        return state_files.read(nearest.descriptor, run.key)
+        state = state_files.read(nearest.descriptor, run.key)
+    assert isinstance(state, TrainingState)
+    return state
 
 
 def same_bits(one: TrainingState, other: TrainingState) -> bool:

@@ -54,8 +54,9 @@ def lineage(length: int, seed: int = 0) -> list[TrainingState]:
     return states[1:]
 
 
-def value(state: TrainingState) -> tuple[Any, ...]:
-    """All that a state is, for comparing bit for bit."""
+def value(state: object) -> tuple[Any, ...]:
+    """All that the state of a network is, for comparing bit for bit."""
+    assert isinstance(state, TrainingState)
     checkpoints = (state.current, state.best_checkpoint)
     tensors = [t for c in checkpoints for t in (c.weights, c.statistics)] + list(state.moments)
     fields = (state.key, state.run, state.optimizer, state.steps)

@@ -146,7 +146,7 @@ def test_a_divergence_ends_it_unless_it_was_known(start: TrainingState) -> None:
     plans = [PLAN, wild, PLAN]
     computer = Computer()
     assert len(carried_out(computer, order(start, plans))) == 2
-    assert computer.held is not None
+    assert isinstance(computer.held, TrainingState)
     assert computer.held.current is computer.held.best_checkpoint
     assert value(computer.held) == value(advanced(start, plans[:2]))
     assert len(carried_out(Computer(), order(start, plans, again=2))) == 3

@@ -17,8 +17,7 @@ from states import value
 
 from ml_trainer_env.agents.moves import SUBMIT, configure, rate
 from ml_trainer_env.agents.moves import run as train
-from ml_trainer_env.models import EpochPlan
-from ml_trainer_env.server.runs import Run
+from ml_trainer_env.server.runs import Plan, Run
 from ml_trainer_env.server.runtime import orders
 from ml_trainer_env.server.runtime.asking import Asker, QueueFull
 from ml_trainer_env.server.runtime.cores import Cores
@@ -57,9 +56,7 @@ def slices(executor: FakeExecutor, cores: int = 8, max_waiting: int = 256) -> Sl
     return SliceRunner(executor, Cores(1, cores, max_waiting), States(10**9))
 
 
-def asked(
-    runner: SharingRunner, plans: Sequence[EpochPlan], run: Run | None = None
-) -> list[Trained]:
+def asked(runner: SharingRunner, plans: Sequence[Plan], run: Run | None = None) -> list[Trained]:
     return list(runner.train(run or begin(), plans))
 
 
@@ -300,7 +297,7 @@ class _Counting:
         self.epochs = 0
 
     def train(
-        self, run: Run, plans: Sequence[EpochPlan], asker: Asker | None = None
+        self, run: Run, plans: Sequence[Plan], asker: Asker | None = None
     ) -> Generator[Trained]:
         for each in engine().train(run, plans, asker):
             self.epochs += 1
