@@ -190,7 +190,7 @@ def report(url: str) -> None:
 
 def draw(baselines: dict[str, float]) -> None:
     """The curves of all seeds, and where the baselines are on eval: `FOLDER/curves.png`."""
-    figure = Figure(figsize=(8, 4.5), dpi=110)
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     axes = figure.subplots()
     for folder, colour in zip(_seeds(), COLOURS, strict=False):
         told = _lines(folder / "curve.jsonl")
@@ -205,7 +205,16 @@ def draw(baselines: dict[str, float]) -> None:
             )
     for name, score in baselines.items():
         axes.axhline(score, color="#999999", linewidth=0.8)
-        axes.annotate(name, (0, score), color="#666666", fontsize=8, va="bottom")
+        place = (0, score)
+        axes.annotate(
+            f"{name} on eval",
+            place,
+            (3, 2),
+            textcoords="offset points",
+            color="#555555",
+            fontsize=8,
+        )
+    axes.set(xlim=(0, None), ylim=(0, 1.06))
     axes.set_xlabel("episodes")
     axes.set_ylabel("final score")
     axes.legend(fontsize=8, loc="lower right")
