@@ -70,6 +70,7 @@ def trainer(url: str, steps: int) -> GRPOTrainer:
             output_dir=str(FOLDER),
             use_cpu=True,
             bf16=False,
+            gradient_checkpointing=False,  # activations of so small a model fit
             learning_rate=1e-3,
             lr_scheduler_type="constant",
             max_steps=steps,
