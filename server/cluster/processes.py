@@ -8,6 +8,7 @@ one really ends in the middle. What comes of it equals what `Together` computes,
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import time
@@ -91,10 +92,9 @@ class Processes:
     def update(self, made: Update) -> float:
         for host in self._group:
             self._tell(host, "update", made)
-        norms = {self._hear(host) for host in self._group}
-        if len(norms) > 1:  # of what is not a number, one is not equal to the other
-            return next(norm for norm in norms)
-        return norms.pop()
+        first, *others = [self._hear(host) for host in self._group]
+        assert all(math.isnan(norm) or norm == first for norm in others), "hosts disagree"
+        return first
 
     def part(self, host: int) -> None:
         self._away.append(host)

@@ -79,11 +79,16 @@ class Fleet:
 def owners(
     working: Sequence[int], shares: Sequence[int] | None, quarantined: frozenset[int]
 ) -> tuple[int, ...]:
-    """Of each micro-shard, in contiguous parts. `shares` has a number for each of `working`."""
+    """Of each micro-shard, in contiguous parts. `shares` has a number for each of `working`.
+
+    Raises ValueError unless each has one at least, and all of them together.
+    """
     serving = [shard for shard in range(MICRO_SHARDS) if shard not in quarantined]
     if shares is None:
         least, more = divmod(len(serving), len(working))
         shares = [least + (n < more) for n in range(len(working))]
+    if min(shares) < 1:
+        raise ValueError(f"every rank works on one micro-shard at least; got {tuple(shares)}")
     owner = [rank for rank, share in zip(working, shares, strict=True) for _ in range(share)]
     found = dict(zip(serving, owner, strict=True))
     return tuple(found.get(shard, -1) for shard in range(MICRO_SHARDS))

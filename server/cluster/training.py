@@ -150,10 +150,14 @@ class _Run:
         return self._report(seen)
 
     def restore(self, event: Restore) -> Report:
+        """Later checkpoints are given up: a crash leads back to this one, not to them."""
         found = [each for each in self.state.checkpoints if each.step <= event.step]
         checkpoint = found[-1] if found else self.state.checkpoints[0]
         self._load(checkpoint, event.load_optimizer)
-        self._set(sampler=self.state.sampler.skipping(event.skip_batches))
+        self._set(
+            sampler=self.state.sampler.skipping(event.skip_batches),
+            checkpoints=tuple(found) or self.state.checkpoints[:1],
+        )
         self._wait(clock.RESTART)
         return self._report(incidents=[f"restored the checkpoint of step {checkpoint.step}"])
 
@@ -174,9 +178,11 @@ class _Run:
         return self._report()
 
     def configure_data(self, event: ConfigureData) -> Report:
+        """After another quarantine the last window cannot be replayed: it was of other batches."""
         quarantined, fleet = frozenset(event.quarantine), self.state.fleet
         if quarantined != self.state.quarantined:
             fleet = replace(fleet, owners=owners(fleet.working, None, quarantined))
+            self._set(window=None)
         sampler = self.state.sampler.reshuffled() if event.reshuffle else self.state.sampler
         self._set(quarantined=quarantined, sampler=sampler, fleet=fleet)
         return self._report()
@@ -212,8 +218,6 @@ class _Run:
         found: list[Part] = []
         for number, rank in enumerate(state.fleet.working):
             host, shards = serving[(number + turned) % len(serving)], state.fleet.shards(rank)
-            if not shards:
-                continue
             rows = read(self.world, self._draw.place, state.sampler, shards)
             factors = (f.factor(host, state.seconds, self._draw, state.made) for f in faults)
             slowdown = math.prod(fault.slowdown(host, state.seconds) for fault in faults)
@@ -300,7 +304,7 @@ class _Run:
         self._wait(clock.CHECKPOINT)
 
     def _load(self, checkpoint: Checkpoint, load_optimizer: bool) -> None:
-        """On all ranks. Later checkpoints stay on disk until they are written again."""
+        """On all ranks."""
         model = self._ranks.read(checkpoint)
         if not load_optimizer:
             model = Model(model.weights, tuple(map(torch.zeros_like, model.moments)))

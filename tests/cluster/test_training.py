@@ -117,6 +117,27 @@ def test_a_checkpoint_brings_back_weights_moments_and_the_sampler():
     assert not any(moment.any() for moment in skipped.model.moments)
 
 
+def test_a_restored_run_is_led_back_to_where_it_was_restored_by_a_crash():
+    of = world(Crash(at=40, host=0))
+    state, _ = play(of, WINDOW, Restore(step=10))
+    assert [each.step for each in state.checkpoints] == [0, 10]
+    _, (_, shown) = play(of, WINDOW, Restore(step=10), state=play(of, WINDOW)[0])
+    assert shown.checkpoints == (0, 10)
+    state, (shown,) = play(of, WINDOW, state=state)
+    assert shown.incidents[1] == "restarted from the checkpoint of step 10"
+
+
+def test_every_rank_has_a_micro_shard_and_a_new_quarantine_ends_what_can_be_replayed():
+    of = world()
+    with pytest.raises(ValueError, match="one micro-shard at least"):
+        play(of, ConfigureRanks(shares=(0, 6, 5, 5)))
+    with pytest.raises(ValueError, match="zip"):
+        play(of, ConfigureRanks(shares=(8, 8)))
+    state, _ = play(of, WINDOW, ConfigureData(quarantine=(3,)))
+    _, (report,) = play(of, Diagnose(what="replay"), state=state)
+    assert report.finding == ("there is no window to replay",)
+
+
 EVENTS = st.one_of(
     st.just(WINDOW),
     st.builds(Restore, step=st.integers(0, 60), skip_batches=st.integers(0, 30)),
