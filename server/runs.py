@@ -91,6 +91,12 @@ class Engine:
     fingerprint: str
     precision: Precision
     state_bytes: Mapping[str, int]  # what the tensors of a run weigh at most, by network
+    cluster: str = ""  # a digest of what clusters compute: of theirs alone the bits depend on it
+
+    def trains(self, workload: Workload) -> str:
+        """The fingerprint of what a run of `workload` depends on."""
+        more = f" | cluster {self.cluster}" if workload.world else ""
+        return f"{self.fingerprint}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +140,14 @@ class Run:
 
 def begin(workload: Workload, seed: int, engine: Engine) -> Run:
     """The untrained run."""
-    key = _first(workload, seed, engine.fingerprint)
-    return Run(key, workload, seed, engine.precision, engine.fingerprint)
+    fingerprint = engine.trains(workload)
+    return Run(_first(workload, seed, fingerprint), workload, seed, engine.precision, fingerprint)
 
 
 def _first(workload: Workload, seed: int, fingerprint: str) -> str:
     # That of a classic workload is what it was before there were others: files go by it.
-    varied = "".join(f"|{each}" for each in (workload.variation, workload.world) if each)
+    varied = f"|{workload.variation}" if workload.variation else ""
+    varied += f"|{workload.world.canonical()}" if workload.world else ""
     return hashlib.sha256(f"{workload}|{seed}|{fingerprint}{varied}".encode()).hexdigest()
 
 

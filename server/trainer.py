@@ -70,8 +70,7 @@ def engine(precision: Precision = "fp32") -> Engine:
     known = NETWORKS | models_varied.HEAVIEST
     heaviest = {name: _most_bytes(network) for name, network in known.items()}
     heaviest |= {name: most_bytes(network) for name, network in networks.NETWORKS.items()}
-    fingerprint = f"{engine_fingerprint(precision)} | cluster {networks.measured()}"
-    return Engine(fingerprint, precision, heaviest)
+    return Engine(engine_fingerprint(precision), precision, heaviest, networks.measured())
 
 
 def network_of(workload: Workload) -> Network:

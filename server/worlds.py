@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ml_trainer_env.server.draws import Draw
 
@@ -248,6 +248,13 @@ class World:
     deadline: float  # seconds
     faults: tuple[Annotated[AnyFault, Field(discriminator="fault")], ...] = ()
 
+    def canonical(self) -> str:
+        """JSON that equal worlds have in common: 33 and 33.0 seconds are the same."""
+        return _WORLD.dump_json(_WORLD.validate_json(_WORLD.dump_json(self))).decode()
+
     def draw(self, seed: int) -> Draw:
         """Whatever is drawn in a run of this seed."""
         return Draw(f"{self.name}|{seed}")
+
+
+_WORLD = TypeAdapter(World)

@@ -97,8 +97,9 @@ class Processes:
         return first
 
     def part(self, host: int) -> None:
-        self._away.append(host)
-        self._ask(host, "leave")
+        if host not in self._away:
+            self._away.append(host)
+            self._ask(host, "leave")
 
     def lose(self, host: int) -> None:
         lost = self._hosts.pop(host, None)
@@ -220,7 +221,7 @@ class _Serving:
         """Compute, and exchange the gradients: those of each part come from its host."""
         rows = Rows(*map(torch.from_numpy, part.rows))
         own = self._memory.contribution(part._replace(rows=rows))
-        time.sleep(SLEEP * (part.slowdown - 1))
+        time.sleep(max(0.0, SLEEP * (part.slowdown - 1)))
         width = own.gradients.shape[1]
         self._rows: list[Tensor] = []
         for count, source in zip(counts, order, strict=True):

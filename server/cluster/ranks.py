@@ -180,7 +180,7 @@ class Together:
         return self._memory.update(self._rows, made)
 
     def part(self, host: int) -> None:
-        self._apart[host] = self._memory.model.weights.clone()
+        self._apart.setdefault(host, self._memory.model.weights.clone())
 
     def lose(self, host: int) -> None:
         self._hosts.discard(host)

@@ -261,9 +261,9 @@ class _Run:
             case BitFlip():
                 count = len(self.state.model.weights)
                 self._ranks.flip(int(strike.share * count), strike.bit)
-            case Desync() if strike.host in fleet.serving:
+            case Desync() if strike.host in fleet.alive:
                 self._ranks.part(strike.host)
-            case Crash() if strike.host in fleet.serving:
+            case Crash() if strike.host in fleet.alive:
                 if strike.dead:
                     self._set(fleet=replace(fleet, dead=fleet.dead | {strike.host}))
                 self._ranks.lose(strike.host)
@@ -280,7 +280,7 @@ class _Run:
                     self._set(wrong_rate=(strike.times, settings.revision))
                 return self._restarted(seen)
             case _:
-                pass  # it strikes a host that no longer serves
+                pass  # it strikes a host that no longer serves, or no longer answers
         return True
 
     def _restarted(self, seen: Seen) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from clusters import EVERYTHING, WINDOW, play, same, world
@@ -90,6 +91,19 @@ def test_what_one_session_has_trained_the_next_one_is_told():
     assert known.outcome == outcome_of(run.history[-1])
 
 
+def test_a_world_has_the_same_key_after_it_was_written_and_read():
+    order = Order(workload=WORKLOAD, seed=0, precision="fp32", state=None, plans=())
+    arrived = Order.model_validate_json(order.model_dump_json())
+    assert runs.begin(arrived.workload, 0, trainer.engine()).key == begun().key
+
+
+def test_only_clusters_depend_on_what_clusters_compute():
+    engine = trainer.engine()
+    other = replace(engine, cluster="another one")
+    assert begun().key != runs.begin(WORKLOAD, 0, other).key
+    assert runs.begin(_mnist(), 0, engine).key == runs.begin(_mnist(), 0, other).key
+
+
 def test_keys_tell_worlds_and_events_apart():
     other = Workload("cluster_cnn", "fashion_mnist", 16, 1, Scale(0.0, 1.0), world=world())
     assert begun().key != runs.begin(other, 0, trainer.engine()).key
@@ -125,5 +139,9 @@ def test_workers_train_clusters_to_the_same_bits(network, dataset):
     run = runs.begin(workload, 0, trainer.engine())
     _, reports = play(of, *EVENTS)
     with closing(Pool(1)) as pool:
-        run = trained(over(pool), run, EVENTS)
+        runner = over(pool)
+        for event in EVENTS:  # one by one: a worker goes on from the state that it has left
+            run = trained(runner, run, [event])
+        with runner.states.nearest(run) as nearest:
+            assert nearest.key == run.key
     assert [each.val_loss for each in run.history] == [each.val_loss for each in reports]

@@ -57,7 +57,7 @@ def test_ranks_with_memories_of_their_own_give_the_bits_of_ranks_that_share_one(
     other, others = play(of, *events, ranks=OneByOne(NETWORKS[of.network]))
     assert reports == others
     assert same(one, other)
-    assert one.struck == 6
+    assert one.struck == 7
 
 
 @pytest.mark.parametrize("network", NETWORKS)

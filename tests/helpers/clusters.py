@@ -93,7 +93,8 @@ class OneByOne:
         return norms[0]
 
     def part(self, host):
-        self.out[host] = self.hosts.pop(host)
+        if host not in self.out:
+            self.out[host] = self.hosts.pop(host)
 
     def lose(self, host):
         self.hosts.pop(host, None)
@@ -126,6 +127,7 @@ EVERYTHING = (
     WrongRate(at=8, times=3),
     Corruption(host=1, since=5, scale=-1, chance=0.5),
     Desync(at=12, host=2),
+    Desync(at=16, host=2),
     BadBatches(position=15, count=3),
     BitFlip(at=18, bit=27, share=0.4),
     Crash(at=33, host=3),
