@@ -71,7 +71,7 @@ class ConfigureData(Model):
 
 
 class Diagnose(Model):
-    """Look closer; it costs seconds and changes nothing else."""
+    """Look closer; it costs seconds, and the training stands where it stood."""
 
     kind: Literal["diagnose"] = "diagnose"
     what: Diagnosis

@@ -64,16 +64,18 @@ def test_weights_of_their_own_give_micro_shards_what_they_give_alone(network):
     assert torch.equal(losses(network, torch.stack(each), rows), together)
 
 
-class PlainTransformer(nn.Module):
+class Plain(nn.Module):
     """The same network as a module of PyTorch's own parts, one batch and nothing shared."""
 
-    def __init__(self, of: Transformer, weights: torch.Tensor):
+    def __init__(self, of, weights: torch.Tensor):
         super().__init__()
         self.of = of
         parts = weights.split([p.size for p in of.parameters])
         shaped = [part.view(p.shape) for part, p in zip(parts, of.parameters, strict=True)]
         self.weights = nn.ParameterList([nn.Parameter(part.clone()) for part in shaped])
 
+
+class PlainTransformer(Plain):
     def forward(self, text):
         w, width = iter(self.weights), self.of.width
         mask = nn.Transformer.generate_square_subsequent_mask(text.shape[1])
@@ -102,14 +104,7 @@ class PlainTransformer(nn.Module):
         return nn.functional.rms_norm(x, (width,), next(w)) @ next(w)
 
 
-class PlainCnn(nn.Module):
-    def __init__(self, of: GroupNormCnn, weights: torch.Tensor):
-        super().__init__()
-        self.of = of
-        parts = weights.split([p.size for p in of.parameters])
-        shaped = [part.view(p.shape) for part, p in zip(parts, of.parameters, strict=True)]
-        self.weights = nn.ParameterList([nn.Parameter(part.clone()) for part in shaped])
-
+class PlainCnn(Plain):
     def forward(self, images):
         w, x = iter(self.weights), F.pixel_unshuffle(images, 4)
         for stride in (1, 2):

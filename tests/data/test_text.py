@@ -71,3 +71,20 @@ def test_an_image_set_is_no_text_and_a_text_no_image_set():
         datasets.load_text("mnist")
     with pytest.raises(ValueError, match="known: mnist, fashion_mnist, cifar10"):
         datasets.load("kjv")
+
+
+def test_without_the_text_everything_that_tasks_need_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    prepared: list[str] = []
+
+    def prepare(name: str, raw_dir: object = None) -> None:
+        if name == "kjv":
+            raise datasets.DatasetUnavailable("no apt here")
+        prepared.append(name)
+
+    monkeypatch.setattr(datasets, "prepare", prepare)
+    assert datasets.main([]) == 0
+    assert prepared == list(datasets.NAMES)
+    assert datasets.main(["kjv"]) == 1
+    assert "no apt here" in capsys.readouterr().err
