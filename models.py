@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from ml_trainer_env.cluster_status import ClusterStatus
 from ml_trainer_env.events import Event, WindowReport
 from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.values import LearningRate, Model, WeightDecay
@@ -31,6 +32,7 @@ DEFAULT_TASK_ID: TaskId = "easy_mnist"
 MAX_EPOCHS_PER_CALL = 20
 MAX_TOOL_CALLS = 50  # per classic episode; get_training_status and listing tools are free
 INSTANCE_TOOL_CALLS = 20  # per episode of an instance
+CLUSTER_TOOL_CALLS = 40  # per episode of a cluster
 HISTORY_TAIL = 10
 SERVER_BUSY = "the server is busy"  # so begins the refusal of a call that may be made again later
 MAX_SEED = 2**32 - 1  # torch generators use 32 bits: a wider seed would repeat a narrower one
@@ -215,6 +217,7 @@ class TrainingStatus(Model):
     convergence_signal: Signal
     is_diverged: bool
     current_config: CurrentConfig | None = Field(description="None until the first configuration")
+    cluster: ClusterStatus | None = Field(default=None, description="of a task that has one")
     tool_calls_left: int
     reward: float = Field(description="reward of this action, the sum of reward_terms")
     reward_terms: RewardTerms
@@ -223,6 +226,8 @@ class TrainingStatus(Model):
 
     def __str__(self) -> str:
         """A few lines to read. `repr` has every field, `model_dump_json` is for machines."""
+        if self.cluster:
+            return self._of_cluster(self.cluster)
         terms = [f"{name} {value:+.4f}" for name, value in self.reward_terms if value]
         lines = [
             f"{self.task_id}: {self.message}",
@@ -245,6 +250,12 @@ class TrainingStatus(Model):
             hidden = _shown(self.grade.hidden_test_accuracy)
             lines.append(f"{self.grade.explanation} Hidden-test accuracy {hidden}.")
         return "\n  ".join(lines)
+
+    def _of_cluster(self, cluster: ClusterStatus) -> str:
+        told = [f"{self.message}; {self.tool_calls_left} tool calls left"]
+        if self.grade is not None:
+            return f"{told[0]}\n{self.grade.explanation}"
+        return "\n".join([*told, str(cluster)])
 
 
 def _shown(number: float | None) -> str:

@@ -15,28 +15,50 @@ from typing import Annotated, Literal, cast, get_args
 from pydantic import Field
 
 ClassicId = Literal["easy_mnist", "medium_fashion", "hard_cifar"]
-Family = Literal["varied_mlp", "varied_cnn"]
+Varied = Literal["varied_mlp", "varied_cnn"]  # single networks
+Family = Varied | Literal["cluster"]
 Split = Literal["train", "validation", "eval"]
 
 CLASSIC_IDS: tuple[ClassicId, ...] = get_args(ClassicId)
-FAMILIES: tuple[Family, ...] = get_args(Family)
+VARIED: tuple[Varied, ...] = get_args(Varied)
+CLUSTER: Family = "cluster"
+FAMILIES: tuple[Family, ...] = (*VARIED, CLUSTER)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-INSTANCES: dict[Split, int] = {"train": 200, "validation": 24, "eval": 48}
-ENDLESS_FROM = 1000  # of train: drawn without end, without a frozen scale
+_VARIED: dict[Split, int] = {"train": 200, "validation": 24, "eval": 48}
+INSTANCES: dict[Family, dict[Split, int]] = {
+    "varied_mlp": _VARIED,
+    "varied_cnn": _VARIED,
+    "cluster": {"train": 400, "validation": 40, "eval": 80},
+}
+ENDLESS_FROM = 1000  # of train: drawn without end, without a frozen scale; of single networks
 MAX_INDEX = 9_999_999_999
 MOST_NAMED = 10_000  # by one name
 
-_INDEX = {  # as INSTANCES has them, for JSON schemas: a test compares the two
+# For JSON schemas: a test compares them with the numbers above.
+_OF_VARIED = {
     "train": "[0-9]|[1-9][0-9]|1[0-9][0-9]|[1-9][0-9]{3,9}",
     "validation": "[0-9]|1[0-9]|2[0-3]",
     "eval": "[0-9]|[1-3][0-9]|4[0-7]",
 }
-_PLACES = "|".join(f"{split}/({numbers})" for split, numbers in _INDEX.items())
-PATTERN = f"^({'|'.join(FAMILIES)})/({_PLACES})$"
+_OF_CLUSTER = {
+    "train": "[0-9]|[1-9][0-9]|[1-3][0-9][0-9]",
+    "validation": "[0-9]|[1-3][0-9]",
+    "eval": "[0-9]|[1-7][0-9]",
+}
+
+
+def _places(families: str, index: dict[str, str]) -> str:
+    return f"({families})/({'|'.join(f'{split}/({n})' for split, n in index.items())})"
+
+
+PATTERN = f"^({_places('|'.join(VARIED), _OF_VARIED)}|{_places(CLUSTER, _OF_CLUSTER)})$"
 EXAMPLE = "varied_mlp/eval/7"
 
-_RANGES = "train 0 to 199 and 1000 on, validation 0 to 23, eval 0 to 47"
+_RANGES = (
+    "train 0 to 199 and 1000 on, validation 0 to 23, eval 0 to 47; of cluster train 0 to 399, "
+    "validation 0 to 39, eval 0 to 79"
+)
 
 InstanceName = Annotated[str, Field(pattern=PATTERN, examples=[EXAMPLE], description=_RANGES)]
 TaskId = ClassicId | InstanceName
@@ -67,6 +89,19 @@ def instance_id(task_id: TaskId) -> InstanceId | None:
     return InstanceId(cast(Family, family), cast(Split, split), int(index))
 
 
+def is_cluster(task_id: TaskId) -> bool:
+    """Whether a cluster is trained there."""
+    of = instance_id(task_id)
+    return of is not None and of.family == CLUSTER
+
+
+def of_varied(instance: InstanceId) -> Varied:
+    """The family of an instance of a single network. Raises ValueError for another's."""
+    if instance.family == CLUSTER:
+        raise ValueError(f"{instance} is a cluster")
+    return cast(Varied, instance.family)
+
+
 def exists(instance: InstanceId) -> bool:
     """Whether the split has this index."""
     return instance_id(str(instance)) is not None
@@ -74,7 +109,7 @@ def exists(instance: InstanceId) -> bool:
 
 def instances(family: Family, split: Split) -> list[InstanceId]:
     """All that are counted: those of train without the endless ones."""
-    return [InstanceId(family, split, index) for index in range(INSTANCES[split])]
+    return [InstanceId(family, split, index) for index in range(INSTANCES[family][split])]
 
 
 def listed(split: Split) -> list[TaskId]:

@@ -28,7 +28,12 @@ class TextBlock(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["text"] = "text"
-    text: str = Field(description="the status as compact JSON")
+    text: str = Field(description="the status as compact JSON; of a cluster in a few lines")
+
+    @classmethod
+    def of(cls, status: TrainingStatus) -> TextBlock:
+        """A cluster's whole status would fill a language model's context."""
+        return cls(text=str(status) if status.cluster else status.model_dump_json())
 
 
 class ToolResult(BaseModel):
@@ -44,7 +49,7 @@ class ToolResult(BaseModel):
 
     @classmethod
     def of(cls, status: TrainingStatus) -> ToolResult:
-        text = TextBlock(text=status.model_dump_json())
+        text = TextBlock.of(status)
         return cls.model_construct(
             content=(text,), structured_content=status, data=status, meta=None, is_error=False
         )

@@ -22,7 +22,7 @@ from ml_trainer_env.models import (
     MAX_EPOCHS_PER_CALL,
     TrainingStatus,
 )
-from ml_trainer_env.task_ids import TaskId
+from ml_trainer_env.task_ids import TaskId, is_cluster
 
 Observer = Callable[[Line], None]
 
@@ -98,7 +98,8 @@ class Attempt:
         return self.budget - self._spent
 
     def begin(self) -> Trial:
-        """A session at the start of the task."""
+        """A session at the start of the task. A cluster has one: raises `Refused` for another."""
+        self._require_single()
         session = self._connect()
         try:
             status = session.begin(self.task_id, self.seed)
@@ -108,7 +109,10 @@ class Attempt:
         return self._opened(session, status)
 
     def fork(self, parent: Trial) -> Trial:
-        """A session that goes on from where `parent` stands; both then go their own ways."""
+        """A session that goes on from where `parent` stands; both then go their own ways. Not of a
+        cluster, where that would be to look into the future: raises `Refused`.
+        """
+        self._require_single()
         key = parent.session.state().key
         assert key is not None, "a trial has begun an episode"
         session = self._connect()
@@ -157,10 +161,16 @@ class Attempt:
             self._end(trial)
         return called.status
 
+    def _require_single(self) -> None:
+        if self.trials and is_cluster(self.task_id):
+            raise Refused("an attempt at a cluster has one session")
+
     def _within_budget(self, trial: Trial, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments, with epochs cut to what other sessions have left of the budget."""
         wanted: Any = arguments.get("num_epochs")
         own = trial.status.remaining_budget
+        if trial.status.cluster:  # it has one session, and a clock
+            return arguments
         if tool != "run_epochs" or not _is_epochs(wanted) or self.remaining >= own:
             return arguments
         if self.remaining == 0:

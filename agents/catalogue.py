@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_trainer_env.agents.players import Player
-from ml_trainer_env.task_ids import TaskId, instance_id
+from ml_trainer_env.task_ids import TaskId, instance_id, is_cluster
 
 if TYPE_CHECKING:  # importing it for real would load OpenEnv
     from ml_trainer_env.agents.attempt import Attempt
@@ -24,8 +24,18 @@ AGENTS: dict[str, tuple[str, str]] = {  # module, and function or class
     "optuna": ("search", "tpe"),
     "halving": ("search", "halving"),
     "pbt": ("search", "population"),
+    "panic": ("operators", "panic"),
+    "watchdog": ("operators", "watchdog"),
+    "careful": ("operators", "careful"),
     "llm": ("llm.agent", "LanguageModel"),
 }
+OPERATORS: dict[str, tuple[str, str]] = {  # who plays a cluster under a name that others have
+    "nothing": ("operators", "nothing"),
+    "random": ("operators", "chance"),
+    "oracle": ("operators", "oracle"),
+}
+OF_CLUSTERS = (*OPERATORS, "panic", "watchdog", "careful", "llm")
+OF_CLUSTERS_ALONE = ("panic", "watchdog", "careful")
 
 
 class AgentUnavailable(ValueError):
@@ -47,21 +57,33 @@ def find(name: str) -> Agent:
     """Raises `AgentUnavailable`."""
     if name not in AGENTS:
         raise AgentUnavailable(f"no agent is named {name}; the agents are {', '.join(AGENTS)}")
-    module, attribute = AGENTS[name]
+    found = _loaded(name, *AGENTS[name])
+    if isinstance(found, type):  # it has settings, and they decide how it plays
+        configured = found()
+        return Agent(configured.play, configured.player)
+    of_clusters = _loaded(name, *OPERATORS[name]) if name in OPERATORS else found
+
+    def play(attempt: Attempt) -> None:
+        (of_clusters if is_cluster(attempt.task_id) else found)(attempt)
+
+    return Agent(play, lambda task_id: _player(name, task_id))
+
+
+def _loaded(name: str, module: str, attribute: str) -> Any:
     try:
-        found = getattr(import_module(f"ml_trainer_env.agents.{module}"), attribute)
+        return getattr(import_module(f"ml_trainer_env.agents.{module}"), attribute)
     except ModuleNotFoundError as error:
         raise AgentUnavailable(
             f"{name} needs {error.name}: install ml-trainer-env with its extra `evaluate`"
         ) from error
-    if isinstance(found, type):  # it has settings, and they decide how it plays
-        configured = found()
-        return Agent(configured.play, configured.player)
-    return Agent(found, lambda task_id: _player(name, task_id))
 
 
 def _player(name: str, task_id: TaskId) -> Player:
-    """Raises `AgentUnavailable` for the one that knows the classic tasks alone."""
+    """Raises `AgentUnavailable` for one that does not know such tasks."""
+    if is_cluster(task_id) and name not in OF_CLUSTERS:
+        raise AgentUnavailable(f"{name} runs no cluster; those who do are {', '.join(OF_CLUSTERS)}")
+    if not is_cluster(task_id) and name in OF_CLUSTERS_ALONE:
+        raise AgentUnavailable(f"{name} runs clusters alone, and {task_id} is none")
     if name == "reference" and instance_id(task_id):
         raise AgentUnavailable(f"reference has no recipe for {task_id}: oracle has")
     return Player(agent=name)

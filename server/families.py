@@ -32,7 +32,7 @@ from ml_trainer_env.server.variations import (
     Shift,
     Variation,
 )
-from ml_trainer_env.task_ids import Family, InstanceId
+from ml_trainer_env.task_ids import InstanceId, Varied, of_varied
 
 Start = Literal["fresh", "dead_rate", "annealed", "decayed", "held_back", "overfitted"]
 
@@ -74,7 +74,7 @@ def _taken_over(short: tuple[int, int], long: tuple[int, int]) -> dict[Start, tu
     }
 
 
-RANGES: dict[Family, Ranges] = {
+RANGES: dict[Varied, Ranges] = {
     "varied_mlp": Ranges(
         datasets=("mnist", "fashion_mnist"),
         images=(500, 2500),
@@ -123,7 +123,7 @@ def _is_smooth(shape: Shape) -> bool:
 def candidates(of: InstanceId) -> Iterator[Instance]:
     """What may be the instance: the first one whose scale is usable is, and it is on record."""
     for number in count():
-        found = _drawn(of.family, f"{of}#{number}")
+        found = _drawn(of_varied(of), f"{of}#{number}")
         combinations = held_out(found)
         if of.split == "eval" and of.index >= HELD_OUT_FROM:
             if combinations[of.index % len(combinations)]:
@@ -137,7 +137,7 @@ def candidate(of: InstanceId, number: int) -> Instance:
     return next(islice(candidates(of), number, None))
 
 
-def _drawn(family: Family, name: str) -> Instance:
+def _drawn(family: Varied, name: str) -> Instance:
     draw, ranges = Draw(name), RANGES[family]
     dataset = draw.one_of("dataset", ranges.datasets)
     images = 50 * round(draw.log_uniform("images", *ranges.images) / 50)
@@ -167,7 +167,7 @@ def _noises(dataset: str, images: int) -> tuple[float, ...]:
     return (0.0, 0.2, 0.4) if noisy else (0.0, 0.2)
 
 
-def _shape(draw: Draw, family: Family) -> Shape:
+def _shape(draw: Draw, family: Varied) -> Shape:
     if family == "varied_cnn":
         return CnnShape(draw.one_of("channels", CHANNELS), draw.chance("batch norm", 0.5))
     activations: tuple[Activation, ...] = get_args(Activation)

@@ -14,16 +14,33 @@ import math
 from functools import lru_cache
 from statistics import fmean
 
+from ml_trainer_env import frozen
 from ml_trainer_env.frozen import measured
-from ml_trainer_env.models import INSTANCE_TOOL_CALLS
-from ml_trainer_env.server import families
+from ml_trainer_env.models import CLUSTER_TOOL_CALLS, INSTANCE_TOOL_CALLS
+from ml_trainer_env.server import counterfactuals, families, incidents
+from ml_trainer_env.server.counterfactuals import Counterfactuals
 from ml_trainer_env.server.families import Instance
+from ml_trainer_env.server.incidents import Incident
 from ml_trainer_env.server.runs import Scale, Workload
-from ml_trainer_env.server.tasks import TASKS, Task
-from ml_trainer_env.task_ids import Family, InstanceId, TaskId, instance_id, instances
+from ml_trainer_env.server.tasks import TASKS, ClusterTerms, Task
+from ml_trainer_env.server.validation import InvalidArguments
+from ml_trainer_env.task_ids import (
+    CLUSTER,
+    Family,
+    InstanceId,
+    TaskId,
+    Varied,
+    instance_id,
+    instances,
+    of_varied,
+)
 
-VERSIONS: dict[Family, int] = {"varied_mlp": 1, "varied_cnn": 1}
-TITLES: dict[Family, str] = {"varied_mlp": "Varied MLP", "varied_cnn": "Varied CNN"}
+VERSIONS: dict[Family, int] = {"varied_mlp": 1, "varied_cnn": 1, "cluster": 1}
+TITLES: dict[Family, str] = {
+    "varied_mlp": "Varied MLP",
+    "varied_cnn": "Varied CNN",
+    "cluster": "Cluster",
+}
 SHOWN = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR-10"}
 LEVELS = {  # val losses that earn the bonus, nats
     "mnist": (1.8, 1.3, 0.95, 0.65, 0.4),
@@ -41,9 +58,11 @@ def task_of(task_id: TaskId) -> Task:
     of = instance_id(task_id)
     if of is None:
         return TASKS[task_id]
+    if of.family == CLUSTER:
+        return _of_cluster(of)
     line = measured(of)
     found = families.candidate(of, line.candidate if line else 0)
-    return made(of, found, Scale(line.low, line.high) if line else _estimated(of.family, found))
+    return made(of, found, Scale(line.low, line.high) if line else _estimated(of_varied(of), found))
 
 
 def made(of: InstanceId, found: Instance, scale: Scale) -> Task:
@@ -95,6 +114,61 @@ def made(of: InstanceId, found: Instance, scale: Scale) -> Task:
     )
 
 
+def _of_cluster(of: InstanceId) -> Task:
+    """Raises `InvalidArguments` for one whose counterfactuals were not trained yet."""
+    line = frozen.forks().get((of.split, of.index))
+    if line is None:
+        raise InvalidArguments(f"task_id: {of} is not released: it has nothing to be graded by")
+    return cluster_task(of, incidents.incident(of, line.candidate), counterfactuals.known(line))
+
+
+def cluster_task(of: InstanceId, found: Incident, forks: Counterfactuals) -> Task:
+    """The task of an instance of the cluster. Only the grade tells what is wrong with it."""
+    world = found.world
+    description = (
+        f"A transformer of 111 thousand weights learns the characters of a book on a cluster of "
+        f"{world.ranks} ranks: real gradients of 16 micro-shards a step, added up, on a virtual "
+        f"clock of {world.deadline:.0f} s, about {incidents.STEPS} steps."
+    )
+    return Task(
+        task_id=str(of),
+        title=f"{TITLES[of.family]} {of.split}/{of.index}",
+        description=description,
+        aim=(
+            f"{description} You are its operator. It trains well as it is configured, until, "
+            "perhaps, something happens: to a host, to the data, to the optimizer; or nothing "
+            "does, or something that is best left alone. Watch it window by window, find out, and "
+            "do what saves most, or nothing. Whatever you do takes seconds, and the clock never "
+            "goes back. At the deadline, submit: the hidden-test loss of the model as it then "
+            "stands is told as the steps after which a healthy run has it. Where something can be "
+            "saved, the score is the part of it that you have saved, from 0 for doing nothing to 1 "
+            "for the best remedy that is known; where nothing can, it is 1 less what you lose, "
+            "and 0 from 60 steps on."
+        ),
+        workload=Workload(
+            network=world.network,
+            dataset="kjv",
+            shards=1,
+            version=VERSIONS[of.family],
+            scale=BY_VALIDATION,
+            world=world,
+        ),
+        max_epochs=incidents.WINDOWS,
+        scale=BY_VALIDATION,
+        weights=(),
+        loss_levels=(0.0,) * 5,
+        tool_calls=CLUSTER_TOOL_CALLS,
+        cluster=ClusterTerms(world, incidents.BASE, found.step_seconds, forks),
+        hidden={
+            "happened": " and ".join(found.names) or "nothing",
+            "at": ", ".join(f"{at:.0f} s" for at in found.onsets) or "never",
+            "worth": str(forks.worth),
+            "steps_of_nothing": round(forks.nothing, 1),
+            "steps_of_best": round(forks.best, 1),
+        },
+    )
+
+
 def pool_curves(task: Task) -> list[list[float | None]]:
     """The val accuracies of each recipe after each epoch; none where nothing is frozen."""
     of = instance_id(task.task_id)
@@ -102,7 +176,7 @@ def pool_curves(task: Task) -> list[list[float | None]]:
     return [[None if v is None else v / 1000 for v in curve] for curve in line.val] if line else []
 
 
-def _estimated(family: Family, found: Instance) -> Scale:
+def _estimated(family: Varied, found: Instance) -> Scale:
     """The mean of the most similar instances of `train`."""
     known = [
         (_distance(found, families.candidate(of, line.candidate)), line)

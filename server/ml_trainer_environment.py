@@ -68,8 +68,8 @@ class _Run:
 class MLTrainerEnvironment(TaskApi, MCPEnvironment):
     """An agent runs the training of a real neural network.
 
-    Action Space: `CallToolAction` with one of six tools (`server/episode/tools.py`), and
-    `ListToolsAction`.
+    Action Space: `CallToolAction` with one of six tools, of a cluster ten
+    (`server/episode/tools.py`), and `ListToolsAction`.
     Observation Space: `ToolObservation`, whose result is a `models.TrainingStatus`.
     Rewards: `server/episode/rewards.py`, of this step alone; the final score is in the last one.
     Starting State: an untrained network, or a run to take over; the same task and seed (default 0)
@@ -98,7 +98,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         """
         super().__init__(_unused_server())
         del self.mcp_server  # until somebody asks for it
-        self.mcp_client = DirectClient(tools.TOOLS.values(), self.call_async)
+        self.mcp_client = DirectClient(self._tools, self.call_async)
         self._find_runner = find_runner or process.inline_runner
         self._runner = runner
         self._saved = saved or process.saved_episodes()
@@ -168,7 +168,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         def note(now: Situation) -> None:
             self._saved.save(held, replace(saved, now=now))
 
-        episode = Episode(saved.task, saved.now, runner, note)
+        episode = tools.begun(saved.task, saved.now, runner, note)
 
         def give_up() -> None:
             episode.abandon(RESUMED)
@@ -180,6 +180,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
             if held.over:
                 raise ActionError(RESUMED)
             self._run = _Run(episode, held, saved.seed)
+            self.__dict__.pop("mcp_server", None)  # another episode may have other tools
             key = _counted(saved)
             self.attempts[key] = max(self.attempts[key], saved.now.attempt)
             self._saved.save(held, saved)
@@ -200,7 +201,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         try:
             status = tools.call(run.episode if run else None, name, arguments, stop)
         except ActionError as error:
-            if run and name in tools.TOOLS:
+            if run and name in self._tools():
                 run.played.append(Played(name, {}, error=str(error)))
             raise
         if run:
@@ -227,7 +228,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         closed sessions had left of them held the server up for 40 ms.
         """
         server = FastMCP(NAME)
-        for spec in tools.TOOLS.values():
+        for spec in self._tools().values():
             server.add_tool(EpisodeTool.of(spec, self.call_async))
         return server
 
@@ -249,7 +250,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
             with self._lock:
                 if self._run:
                     self._run.steps += 1
-            return ListToolsObservation(tools=list(_tool_list()), reward=0.0, done=self._done)
+            return ListToolsObservation(tools=_listed(self._tools()), reward=0.0, done=self._done)
         return self._step_impl(action)
 
     def _tool_step(self, action: CallToolAction, stop: tools.Stop) -> ToolObservation:
@@ -296,6 +297,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         if run is None:
             return EpisodeState()
         task, now = run.episode.task, run.episode.now
+        trained, left = run.episode.progress(now)
         return EpisodeState(
             episode_id=run.held.episode_id,
             key=run.held.key,
@@ -304,9 +306,9 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
             task_version=task.version,
             seed=run.seed,
             engine=now.training.engine,
-            current_epoch=now.epoch,
+            current_epoch=trained,
             max_epochs=task.max_epochs,
-            remaining_budget=task.max_epochs - now.epoch,
+            remaining_budget=left,
             tool_calls_left=task.tool_calls - now.calls,
             epochs_shared=now.epochs_shared,
             attempt=now.attempt,
@@ -325,7 +327,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
 
     def get_callables(self) -> dict[str, Callable[..., TrainingStatus]]:
         """The tools as plain functions, for OpenEnv's code mode."""
-        return {name: partial(self._call_by_keywords, name) for name in tools.TOOLS}
+        return {name: partial(self._call_by_keywords, name) for name in self._tools()}
 
     def close(self) -> None:
         """End the session without waiting: a training in progress stops at its next boundary."""
@@ -345,6 +347,10 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
     def _done(self) -> bool:
         run = self._run
         return run is not None and run.episode.done
+
+    def _tools(self) -> Mapping[str, tools.ToolSpec]:
+        """Of the episode; before any has begun, the six."""
+        return tools.tools_of(self.episode)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -393,12 +399,11 @@ def _unused_server() -> FastMCP:
     return FastMCP(NAME)
 
 
-@cache
-def _tool_list() -> tuple[Tool, ...]:
-    return tuple(
+def _listed(found: Mapping[str, tools.ToolSpec]) -> list[Tool]:
+    return [
         Tool(name=spec.name, description=spec.description, input_schema=spec.input_schema)
-        for spec in tools.TOOLS.values()
-    )
+        for spec in found.values()
+    ]
 
 
 @cache

@@ -15,6 +15,7 @@ from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from ml_trainer_env.events import Settings
 from ml_trainer_env.models import (
     MAX_TOOL_CALLS,
     EpochRecord,
@@ -22,7 +23,9 @@ from ml_trainer_env.models import (
     GradeComponent,
     TrainingConfig,
 )
+from ml_trainer_env.server.counterfactuals import Counterfactuals
 from ml_trainer_env.server.runs import FULL_CREDIT_GAP, NO_CREDIT_GAP, Scale, Workload, clip
+from ml_trainer_env.server.worlds import World
 from ml_trainer_env.task_ids import TaskId
 
 History = Sequence[EpochRecord]
@@ -41,6 +44,16 @@ class Inherited:
 
     config: TrainingConfig
     epochs: int  # trained under it, for which its schedule was made
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterTerms:
+    """What is trained, and against what it is graded, where it is a cluster."""
+
+    world: World
+    settings: Settings  # with which it is handed over
+    step_seconds: float  # of a healthy step, checkpoints included
+    counterfactuals: Counterfactuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,7 @@ class Task:
     reference_utility: float | None = None  # only where efficiency counts
     tool_calls: int = MAX_TOOL_CALLS
     inherited: Inherited | None = None
+    cluster: ClusterTerms | None = None
     hidden: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
     """What the agent is told of the task with the grade, and not before."""
 
@@ -81,6 +95,8 @@ class Task:
 
         Written from the numbers that `grade` uses, so that the two cannot disagree.
         """
+        if self.cluster:
+            return f"{self.aim} {self.tool_calls} tool calls; the last one submits."
         letters = [f"{weight:g} {_FORMULAS[name](self)[0]}" for name, weight in self.weights]
         formulas = [" = ".join(_FORMULAS[name](self)) for name, _ in self.weights]
         score = f"score = {' + '.join(letters)}, where {'; '.join(formulas)}"

@@ -14,6 +14,7 @@ from live import serving
 
 from ml_trainer_env.server.app import build
 from ml_trainer_env.server.episode.episode import Episode
+from ml_trainer_env.server.episode.tools import begun
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import Settings
 from ml_trainer_env.server.tasks import TASKS
@@ -38,7 +39,7 @@ def runner() -> Iterator[FakeRunner]:
 @pytest.fixture
 def episode(runner: FakeRunner) -> Episode:
     task = TASKS["easy_mnist"]
-    return Episode(task, begin(task, 0), runner)
+    return begun(task, begin(task, 0), runner)
 
 
 @pytest.fixture

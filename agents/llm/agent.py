@@ -15,6 +15,7 @@ from ml_trainer_env.agents.llm.answers import Reply
 from ml_trainer_env.agents.llm.calls import ToolRequest
 from ml_trainer_env.agents.llm.chat import Chat
 from ml_trainer_env.agents.llm.settings import LLMSettings
+from ml_trainer_env.agents.operators import train_on
 from ml_trainer_env.agents.players import Player
 from ml_trainer_env.task_ids import TaskId
 
@@ -34,7 +35,10 @@ def play(attempt: Attempt, chat: Chat, decisions: int) -> None:
         log.append(_carry_out(trial, reply))
         if trial.status.done:
             return
-    trial.call("submit_model")
+    if trial.status.cluster:
+        train_on(trial)
+    else:
+        trial.call("submit_model")
 
 
 def player(settings: LLMSettings, task_id: TaskId) -> Player:

@@ -13,12 +13,20 @@ from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TrainingStatus
 
 LAST_LINE = 600  # characters on the last decision: enough for an error with its allowed values
 OLD_LINE = 200  # and on one before it
+WINDOWS_A_LOOK = 2
 
 _RULES = (
     "You train a neural network by calling tools. {goal}\n"
     "Answer with exactly one tool call, never with prose. You have {decisions} decisions, and a "
     f"reply is one, even an invalid one. Configure first, then run epochs, up to "
     f"{MAX_EPOCHS_PER_CALL} at a time. After the last decision the best model is submitted for you."
+)
+
+_OPERATORS_RULES = (
+    "You operate the training of a neural network on a cluster by calling tools. {goal}\n"
+    "Answer with exactly one tool call, never with prose. You have {decisions} decisions, and a "
+    f"reply is one, even an invalid one. Train {WINDOWS_A_LOOK} windows at a time as long as all "
+    "is well. After the last decision it trains on to the deadline, and is submitted for you."
 )
 
 
@@ -31,8 +39,9 @@ def messages(
         lines = [cut(line, OLD_LINE) for line in log[:-1]] + [cut(log[-1], LAST_LINE)]
         parts.append("So far:\n" + "\n".join(f"{n}. {line}" for n, line in enumerate(lines, 1)))
     parts.append(f"Now: {state(status)}")
+    rules = _OPERATORS_RULES if status.cluster else _RULES
     return [
-        {"role": "system", "content": _RULES.format(goal=goal, decisions=decisions)},
+        {"role": "system", "content": rules.format(goal=goal, decisions=decisions)},
         {"role": "user", "content": "\n".join(parts)},
     ]
 
@@ -42,6 +51,8 @@ def useful_tools(status: TrainingStatus) -> set[str]:
 
     Decisions are few, and a small model picks what it is shown.
     """
+    if status.cluster:
+        return _of_an_operator(status)
     if status.current_config is None:
         return {"configure_training"}
     submit = {"submit_model"} if status.current_epoch else set[str]()
@@ -51,8 +62,24 @@ def useful_tools(status: TrainingStatus) -> set[str]:
     return submit | change | (set() if status.is_diverged else {"run_epochs"})
 
 
+def _of_an_operator(status: TrainingStatus) -> set[str]:
+    if status.remaining_budget == 0:
+        return {"submit_model"}
+    return {
+        "run_epochs",
+        "configure_training",
+        "adjust_learning_rate",
+        "restore_checkpoint",
+        "configure_ranks",
+        "configure_data",
+        "run_diagnostic",
+    }
+
+
 def state(status: TrainingStatus) -> str:
     """Where training stands, in a few lines."""
+    if status.cluster:
+        return str(status.cluster)
     lines = [f"epoch {status.current_epoch} of {status.max_epochs}, {status.convergence_signal}"]
     if status.current_config is None:
         lines.append("nothing is configured yet")
@@ -84,6 +111,8 @@ def metrics(status: TrainingStatus) -> str:
 def outcome(call: str, status: TrainingStatus) -> str:
     """The line of a decision that was carried out."""
     told = f"{call}: {status.message}"
+    if status.cluster:
+        return "; ".join([told, *status.cluster.incidents, *status.cluster.finding[-1:]])
     return f"{told}; {metrics(status)}" if status.epochs_run and not status.is_diverged else told
 
 

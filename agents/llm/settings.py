@@ -11,7 +11,8 @@
 | LLM_RPM_LIMIT | 5 | requests in any minute, at most |
 | LLM_MAX_RETRIES | 3 | how often a request is repeated |
 | LLM_REASONING_EFFORT | minimal | for providers that take it |
-| LLM_MAX_STEPS_EASY, _MEDIUM, _HARD, _INSTANCE | 5, 6, 7, 12 | decisions of the model for a task |
+| LLM_MAX_STEPS_EASY, _MEDIUM, _HARD | 5, 6, 7 | decisions of the model for a task |
+| LLM_MAX_STEPS_INSTANCE, _CLUSTER | 12, 24 | for an instance of a family, for a cluster |
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ml_trainer_env.task_ids import TaskId
+from ml_trainer_env.task_ids import TaskId, is_cluster
 from ml_trainer_env.variables import (
     HttpUrl,
     Secret,
@@ -78,6 +79,7 @@ class LLMSettings(BaseSettings):
     llm_max_steps_medium: Annotated[int, Field(ge=1)] = 6
     llm_max_steps_hard: Annotated[int, Field(ge=1)] = 7
     llm_max_steps_instance: Annotated[int, Field(ge=1)] = 12
+    llm_max_steps_cluster: Annotated[int, Field(ge=1)] = 24
 
     @classmethod
     def load(cls) -> Self:
@@ -120,7 +122,10 @@ class LLMSettings(BaseSettings):
             "medium_fashion": self.llm_max_steps_medium,
             "hard_cifar": self.llm_max_steps_hard,
         }
-        return classic.get(task_id, self.llm_max_steps_instance)
+        of_instance = (
+            self.llm_max_steps_cluster if is_cluster(task_id) else self.llm_max_steps_instance
+        )
+        return classic.get(task_id, of_instance)
 
     @property
     def _providers(self) -> list[Provider]:

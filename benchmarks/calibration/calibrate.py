@@ -163,7 +163,7 @@ SPACES: dict[TaskId, Space] = {  # around what a first look at each network had 
 def train(job: Job) -> Run:
     """One run, by the calls that an agent would make, on one thread."""
     from ml_trainer_env.server import runs, trainer
-    from ml_trainer_env.server.episode.episode import Episode
+    from ml_trainer_env.server.episode.tools import begun
     from ml_trainer_env.server.runtime.cores import Cores
     from ml_trainer_env.server.runtime.inline import Inline
     from ml_trainer_env.server.runtime.runner import SliceRunner
@@ -173,7 +173,7 @@ def train(job: Job) -> Run:
     task = TASKS[task_id]
     trainer.configure_process()
     runner = SliceRunner(Inline(), Cores(threads=1), States(STATES))
-    episode = Episode(task, runs.begin(task.workload, seed, runner.engine()), runner)
+    episode = begun(task, runs.begin(task.workload, seed, runner.engine()), runner)
     episode.configure_training(recipe.model_dump())
     while (left := task.max_epochs - episode.now.epoch) > 0:
         episode.run_epochs(min(left, MAX_EPOCHS_PER_CALL))

@@ -31,15 +31,15 @@ from ml_trainer_env.frozen import Measured
 from ml_trainer_env.models import Grade, TrainingConfig
 from ml_trainer_env.server import families, instances, runs
 from ml_trainer_env.server.episode import situation, tools
-from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.episode.situation import Situation
+from ml_trainer_env.server.episode.tools import begun
 from ml_trainer_env.server.runs import Scale
 from ml_trainer_env.server.runtime.asking import Asker
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.task_ids import (
-    FAMILIES,
     SPLITS,
+    VARIED,
     Family,
     InstanceId,
 )
@@ -77,7 +77,7 @@ def play(task: Task, recipe: TrainingConfig, seed: int, at_most: int | None = No
     """The recipe to the end of the budget, or for `at_most` epochs."""
     runner = _runner()
     untrained = Situation(runs.begin(task.workload, seed, runner.engine()))
-    episode = Episode(task, situation.first(task, untrained, runner, Asker()), runner)
+    episode = begun(task, situation.first(task, untrained, runner, Asker()), runner)
     policy = playing(recipe)
     while not episode.done:
         status = episode.get_training_status()
@@ -203,7 +203,7 @@ def _sort(file: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("family", choices=VARIED)
     parser.add_argument("--splits", default=",".join(SPLITS))
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--most", type=int, help="instances, then stop")

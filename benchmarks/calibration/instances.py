@@ -19,7 +19,7 @@ from ml_trainer_env.agents.pool import POOL
 from ml_trainer_env.benchmarks.calibration.freeze import play
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.tasks import Task
-from ml_trainer_env.task_ids import FAMILIES, instances
+from ml_trainer_env.task_ids import VARIED, instances
 from ml_trainer_env.terminal import stdout
 
 TARGETS = {"varied_mlp": 1.5, "varied_cnn": 15.0}  # seconds
@@ -30,11 +30,11 @@ SEED = 4_000_000_000  # that nothing else plays, so nothing is shared
 
 def measure(count: int) -> dict[str, list[float]]:
     """Seconds of `count` episodes of each family, and of as many of the easy task, in turn."""
-    found: dict[str, list[float]] = {family: [] for family in (*FAMILIES, "easy_mnist")}
+    found: dict[str, list[float]] = {family: [] for family in (*VARIED, "easy_mnist")}
     easy = task_of("easy_mnist")
     _seconds(lambda: _episode(easy, SEED - 1))  # to warm up
     for number in range(count):
-        for family in FAMILIES:
+        for family in VARIED:
             task = task_of(str(instances(family, "eval")[number]))
             found[family].append(_seconds(lambda task=task: _episode(task, SEED)))
         seed = SEED + number

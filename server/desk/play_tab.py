@@ -24,7 +24,7 @@ from ml_trainer_env.server.session.places import NoPlace
 from ml_trainer_env.server.session.reset_options import DEFAULT_SEED
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError
-from ml_trainer_env.task_ids import FAMILIES, INSTANCES, SPLITS, Split
+from ml_trainer_env.task_ids import INSTANCES, SPLITS, VARIED, Split, Varied
 
 log = logging.getLogger("uvicorn.error")
 
@@ -35,7 +35,7 @@ NOTHING = cards.empty(
     "an epoch of real training on this server.",
 )
 TASK_CHOICES = [(f"{task.title} · {key}", key) for key, task in TASKS.items()]
-TASK_CHOICES += [(f"{TITLES[family]} · many instances", family) for family in FAMILIES]
+TASK_CHOICES += [(f"{TITLES[family]} · many instances", family) for family in VARIED]
 
 STARTING = "Starting: the first episode after the server's start waits until the data is loaded."
 
@@ -175,7 +175,7 @@ class PlayTab:
 
         on(self._start, self._do_begin, [self._task, self._split, self._index, self._seed])
         self._task.change(_if_family, self._task, self._instance, **QUIET)
-        self._surprise.click(_surprise, self._split, self._index, **QUIET)
+        self._surprise.click(_surprise, [self._task, self._split], self._index, **QUIET)
         on(self._apply, self._do_configure, widgets(self._config))
         on(self._train, self._do_train, widgets(self._run))
         on(self._adjust, self._do_adjust, widgets(self._rate))
@@ -194,7 +194,7 @@ class PlayTab:
         seat = self._seats.seat(visitor)
 
         async def begin() -> str:
-            place = {"split": split, "index": index} if task_id in FAMILIES else {}
+            place = {"split": split, "index": index} if task_id in VARIED else {}
             await seat.begin(task_id=task_id, seed=seed, **place)
             taken_over = seat.story and seat.story.status.current_config
             return TAKEN_OVER if taken_over else "Started. Next: apply a configuration."
@@ -348,12 +348,12 @@ class PlayTab:
 
 
 def _if_family(task_id: str) -> Any:
-    return gr.update(visible=task_id in FAMILIES)
+    return gr.update(visible=task_id in VARIED)
 
 
-def _surprise(split: Split) -> int:
+def _surprise(family: Varied, split: Split) -> int:
     """Any instance of the split."""
-    return secrets.randbelow(INSTANCES[split])
+    return secrets.randbelow(INSTANCES[family][split])
 
 
 def _option(argument: str) -> str:

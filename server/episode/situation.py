@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from ml_trainer_env.events import Settings
 from ml_trainer_env.models import EpochPlan, Grade, TrainingConfig
 from ml_trainer_env.server.episode.schedules import RunningSchedule
 from ml_trainer_env.server.runs import Run
@@ -21,6 +22,7 @@ class Situation:
     training: Run
     config: TrainingConfig | None = None
     schedule: RunningSchedule | None = None  # set together with config
+    settings: Settings | None = None  # of a cluster, where they are not the task's
     is_diverged: bool = False  # the last epoch diverged, and nothing was changed since
     calls: int = 0  # counted actions
     epochs_shared: int = 0  # of training's epochs, those taken from another session's

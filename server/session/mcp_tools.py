@@ -1,4 +1,4 @@
-"""The six tools for MCP: as FastMCP tools, and as the client that OpenEnv's `/mcp` door uses.
+"""The tools for MCP: as FastMCP tools, and as the client that OpenEnv's `/mcp` door uses.
 
 Both call the same function as `step` does, so the rules hold at every door.
 """
@@ -6,7 +6,7 @@ Both call the same function as `step` does, so the rules hold at every door.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from ml_trainer_env.models import TrainingStatus
 from ml_trainer_env.server.episode.tools import ToolSpec
 from ml_trainer_env.server.session.waiting import InternalError
 from ml_trainer_env.server.validation import ActionError
-from ml_trainer_env.wire import ToolResult
+from ml_trainer_env.wire import TextBlock, ToolResult
 
 Call = Callable[[str, Mapping[str, Any]], Awaitable[TrainingStatus]]
 
@@ -54,7 +54,7 @@ class EpisodeTool(Tool):
         except (ActionError, InternalError) as error:
             raise ToolError(str(error), log_level=logging.DEBUG) from None
         return McpResult(
-            content=[TextContent(type="text", text=status.model_dump_json())],
+            content=[TextContent(type="text", text=TextBlock.of(status).text)],
             structured_content=status.model_dump(mode="json"),
             # With one, the SDK does not hold the result against its schema, which a status fits by
             # its type: that would take 15 ms of the event loop.
@@ -69,8 +69,9 @@ class DirectClient:
     call behind the transport does not, and it saves 2 ms.
     """
 
-    def __init__(self, specs: Iterable[ToolSpec], call: Call) -> None:
-        self._specs = tuple(specs)
+    def __init__(self, specs: Callable[[], Mapping[str, ToolSpec]], call: Call) -> None:
+        """`specs`: the tools that there are at the moment."""
+        self._specs = specs
         self._call = call
 
     async def __aenter__(self) -> DirectClient:
@@ -90,7 +91,7 @@ class DirectClient:
                 inputSchema=spec.input_schema,
                 outputSchema=_status_schema(),
             )
-            for spec in self._specs
+            for spec in self._specs().values()
         ]
 
     async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:

@@ -14,6 +14,7 @@ from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import InvalidArguments
 from ml_trainer_env.task_ids import (
+    CLUSTER,
     ENDLESS_FROM,
     FAMILIES,
     INSTANCES,
@@ -87,6 +88,9 @@ class ResetOptions(BaseModel):
 
 
 def _endless(family: Family, seed: int) -> TaskId:
+    """Of a cluster, whose instances are counted, the seed goes round."""
+    if family == CLUSTER:
+        return str(InstanceId(family, "train", seed % INSTANCES[family]["train"]))
     return str(InstanceId(family, "train", ENDLESS_FROM + seed))
 
 
@@ -94,8 +98,9 @@ def _of_family(family: Family, split: Split, index: int) -> TaskId:
     """Raises `InvalidArguments`."""
     of = InstanceId(family, split, index)
     if not exists(of):
-        endless = f", or from {ENDLESS_FROM} on" if split == "train" else ""
-        raise InvalidArguments(f"index: must be 0 to {INSTANCES[split] - 1} in {split}{endless}")
+        endless = f", or from {ENDLESS_FROM} on" if split == "train" and family != CLUSTER else ""
+        most = INSTANCES[family][split] - 1
+        raise InvalidArguments(f"index: must be 0 to {most} in {split}{endless}")
     return str(of)
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ml_trainer_env.events import Settings
 from ml_trainer_env.models import (
     EpochRecord,
     TrainingConfig,
@@ -72,6 +73,7 @@ class _Entry(BaseModel):
     history: tuple[EpochRecord, ...]
     config: TrainingConfig | None
     schedule: RunningSchedule | None
+    settings: Settings | None = None
     is_diverged: bool
     calls: int
     epochs_shared: int
@@ -243,6 +245,7 @@ def _read_back(entry: _Entry, option: str, begin: Callable[[Task, int], Run]) ->
         training=training,
         config=entry.config,
         schedule=entry.schedule,
+        settings=entry.settings,
         is_diverged=entry.is_diverged,
         calls=entry.calls,
         epochs_shared=entry.epochs_shared,
@@ -262,6 +265,7 @@ def _entry(saved: Saved) -> _Entry:
         history=now.training.history,
         config=now.config,
         schedule=now.schedule,
+        settings=now.settings,
         is_diverged=now.is_diverged,
         calls=now.calls,
         epochs_shared=now.epochs_shared,

@@ -18,7 +18,7 @@ from ml_trainer_env.frozen import measured, table
 from ml_trainer_env.models import INSTANCE_TOOL_CALLS, EpochPlan
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
-from ml_trainer_env.task_ids import FAMILIES, Family, TaskId, instance_id, instances
+from ml_trainer_env.task_ids import VARIED, Family, TaskId, instance_id, instances
 
 PLAYERS = [name for name in AGENTS if name not in ("llm", "reference")]
 GOOD = 3e-3  # the good rate of AdamW at a multiplier of 1
@@ -29,7 +29,7 @@ def chosen(family: Family, *, taken_over: bool, split: Any = "eval") -> TaskId:
     return next(each for each in every if bool(task_of(each).inherited) == taken_over)
 
 
-ON = [chosen(family, taken_over=over) for family in FAMILIES for over in (False, True)]
+ON = [chosen(family, taken_over=over) for family in VARIED for over in (False, True)]
 
 
 def played(name: str, task_id: TaskId, runner: FakeRunner) -> tuple[Attempt, list[Line]]:
@@ -78,7 +78,7 @@ def test_a_record_has_the_epochs_of_a_run_that_is_taken_over(runner: FakeRunner)
     assert [report.record.epoch for report in opened.epochs] == [*range(1, inherited.epochs + 1)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_oracle_and_constant_play_recipes_of_the_pool(family: Family, runner: FakeRunner) -> None:
     task_id = chosen(family, taken_over=False)
     of = instance_id(task_id)
@@ -91,7 +91,7 @@ def test_oracle_and_constant_play_recipes_of_the_pool(family: Family, runner: Fa
         assert arguments == pool.POOL[number].model_dump(exclude_unset=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_the_best_constant_is_chosen_on_train_alone(family: Family) -> None:
     train = [line for (split, _), line in table(family).items() if split == "train"]
     assert train

@@ -25,6 +25,7 @@ from ml_trainer_env.models import (
 )
 from ml_trainer_env.server.episode import tools
 from ml_trainer_env.server.episode.episode import Episode
+from ml_trainer_env.server.episode.tools import begun
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import WIDTH
@@ -38,7 +39,7 @@ ANSI = "\x1b"
 def played(task_id: TaskId, runner: FakeRunner) -> tuple[list[Move], list[TrainingStatus], Episode]:
     """A whole episode by the scripted agent: its moves and what each was answered."""
     task = TASKS[task_id]
-    episode = Episode(task, begin(task, 0), runner)
+    episode = begun(task, begin(task, 0), runner)
     status = episode.opening()
     moves: list[Move] = []
     answers: list[TrainingStatus] = []

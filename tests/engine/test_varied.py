@@ -16,7 +16,7 @@ from ml_trainer_env.server.engine.varied import data_of
 from ml_trainer_env.server.families import candidate
 from ml_trainer_env.server.runs import Scale, Workload
 from ml_trainer_env.server.variations import Shift, Variation
-from ml_trainer_env.task_ids import FAMILIES, Family, InstanceId, Split
+from ml_trainer_env.task_ids import VARIED, Family, InstanceId, Split
 
 PLAN = EpochPlan(
     optimizer="adamw",
@@ -42,7 +42,7 @@ def rows(images: Tensor) -> set[bytes]:
     return {image.contiguous().numpy().tobytes() for image in images}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_an_instance_has_images_of_its_split_alone(family: Family) -> None:
     for split in ("train", "validation", "eval"):
         work = changed(workload(family, split), shift="none", pooling=1)
@@ -105,7 +105,7 @@ def test_what_is_random_is_drawn_from_the_instance_and_the_seed() -> None:
     assert not torch.equal(one.current.weights, other.current.weights)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_the_same_bits_whatever_was_computed_before(family: Family) -> None:
     work = changed(workload(family), images=500)
     first = trainer.advance(trainer.start(work, 3), PLAN)

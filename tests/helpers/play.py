@@ -18,6 +18,7 @@ from ml_trainer_env.models import (
     TrainingStatus,
 )
 from ml_trainer_env.server.episode.episode import Episode
+from ml_trainer_env.server.episode.tools import begun
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.task_ids import TaskId
@@ -25,7 +26,7 @@ from ml_trainer_env.wire import ToolObservation
 
 
 def of(task_id: str, runner: FakeRunner) -> Episode:
-    return Episode(TASKS[task_id], begin(TASKS[task_id], 0), runner)
+    return begun(TASKS[task_id], begin(TASKS[task_id], 0), runner)
 
 
 def configured(episode: Episode, **changes: Any) -> Episode:

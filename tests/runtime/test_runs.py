@@ -190,7 +190,7 @@ EPISODE = """
 import sys
 from executors import ENGINE, FakeExecutor
 from ml_trainer_env.server import runs
-from ml_trainer_env.server.episode.episode import Episode
+from ml_trainer_env.server.episode.tools import begun
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.records import Records
 from ml_trainer_env.server.runtime.runner import SliceRunner
@@ -202,7 +202,7 @@ from ml_trainer_env.server.tasks import TASKS
 runner = SharingRunner(SliceRunner(FakeExecutor(), Cores(1, 1), States(10**6)), Records())
 task = TASKS["easy_mnist"]
 for _ in range(2):
-    episode = Episode(task, process.begin(ENGINE, task, 0), runner)
+    episode = begun(task, process.begin(ENGINE, task, 0), runner)
     episode.configure_training({})
     episode.run_epochs(5)
     print(episode.submit_model().grade.score)

@@ -23,8 +23,8 @@ from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.session.saved import SavedEpisodes
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.task_ids import (
-    FAMILIES,
     SPLITS,
+    VARIED,
     Family,
     InstanceId,
     Split,
@@ -34,7 +34,7 @@ from ml_trainer_env.task_ids import (
     named,
 )
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", VARIED)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from ml_trainer_env.server.episode import rewards
 from ml_trainer_env.server.episode.tools import TOOLS
 from ml_trainer_env.server.session.reset_options import ResetOptions
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.task_ids import ENDLESS_FROM, EXAMPLE, FAMILIES, INSTANCES, Chosen
+from ml_trainer_env.task_ids import ENDLESS_FROM, EXAMPLE, INSTANCES, VARIED, Chosen
 
 
 def in_short(begin: str) -> str:
@@ -31,8 +31,8 @@ def rules(begin: str) -> str:
     """Everything that holds for every task, as Markdown."""
     tools = "\n".join(f"- `{spec.name}`: {spec.description}" for spec in TOOLS.values())
     tasks = "\n".join(f"- `{task.task_id}`: {task.title}. {task.goal}" for task in TASKS.values())
-    families = " and ".join(f"`{family}`" for family in FAMILIES)
-    counts = ", ".join(f"{count} in `{split}`" for split, count in INSTANCES.items())
+    families = " and ".join(f"`{family}`" for family in VARIED)
+    counts = ", ".join(f"{count} in `{split}`" for split, count in INSTANCES[VARIED[0]].items())
     endless = f"{counts}; from {ENDLESS_FROM} on `train` never ends."
     return f"""# Rules
 
