@@ -34,6 +34,15 @@ class Settings(Model):
     warmup: Annotated[float, Field(ge=0, le=0.5, description="share of the time")] = 0.05
     weight_decay: WeightDecay = 0.05
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    augmentation: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="strength: images are shifted by up to 4 pixels times it, rounded; "
+            "of text a tenth times it of what is read is replaced at random",
+        ),
+    ] = 0
     checkpoint_every: Annotated[int, Field(ge=5, le=500, description="steps")] = 50
 
 
@@ -49,12 +58,17 @@ class Restore(Model):
 
     kind: Literal["restore"] = "restore"
     step: Annotated[int, Field(ge=0, description="the latest checkpoint up to here is taken")]
-    skip_batches: Annotated[int, Field(ge=0, description="batches after it, not to be read")] = 0
+    skip_batches: Annotated[
+        int, Field(ge=0, le=10_000, description="batches after it, not to be read")
+    ] = 0
     load_optimizer: bool = True
 
 
 class ConfigureRanks(Model):
-    """Who works, and on how much. The process group starts again, and weights are broadcast."""
+    """Who works, and on how much. The process group starts again, and weights are broadcast.
+
+    Shares hold until the next of these, or until other data shards are quarantined.
+    """
 
     kind: Literal["ranks"] = "ranks"
     exclude: tuple[Rank, ...] = ()  # all that are to be out, those before included
@@ -63,7 +77,10 @@ class ConfigureRanks(Model):
 
 
 class ConfigureData(Model):
-    """What is read, and in which order."""
+    """What is read, and in which order. The input pipeline starts again.
+
+    Where other data shards than before are out, work is dealt out anew, as equally as can be.
+    """
 
     kind: Literal["data"] = "data"
     quarantine: tuple[Shard, ...] = ()  # all that are to be out, those before included
@@ -91,7 +108,8 @@ class RankReport(Model):
     step_seconds: float | None = None
     gradient_norm: float | None = None
     agreement: float | None = Field(
-        default=None, description="cosine of its gradient and that of the others together"
+        default=None,
+        description="cosine of its gradient and that of the others together, if there are any",
     )
     loss: float | None = None
 
@@ -107,7 +125,9 @@ class WindowReport(Model):
     losses: tuple[float | None, ...] = ()  # step by step
     gradient_norms: tuple[float | None, ...] = ()
     ranks: tuple[RankReport, ...] = ()
+    excluded: tuple[int, ...] = Field(default=(), description="ranks that are out")
+    quarantined: tuple[int, ...] = Field(default=(), description="data shards that are out")
     shard_losses: tuple[float | None, ...] = ()  # of each data shard, means
-    checkpoints: tuple[int, ...] = ()  # steps
+    checkpoints: tuple[int, ...] = ()  # steps of those that are kept
     incidents: tuple[str, ...] = ()
     finding: tuple[str, ...] = Field(default=(), description="of a diagnosis, line by line")

@@ -1,8 +1,9 @@
 """What a cluster trains, and what goes wrong with it: plain values, part of the workload.
 
-Each fault lies on an axis of its own. Those of data follow the sampler's position: whoever reads a
-batch again meets them again. Those of hardware follow a host and the clock: on another host, or at
-another time, they are not there. Those of the optimizer change the state once and are part of it.
+Each fault lies on an axis of its own. Those of data follow the stream of batches and go by what is
+read: whoever reads a batch again meets them again, in whatever order. Those of hardware follow a
+host and the clock: on another host, or at another time, they are not there. Those of the optimizer
+change the state once and are part of it.
 Whatever is drawn is drawn by name, so every fork of a run meets the same world.
 
 A fault is part of a run's key and of no observation.
@@ -26,24 +27,44 @@ Damage = Literal["truncated", "old_rate"]
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Where reading stands: `cursor` batches were read; `order` counts the reshuffles."""
+    """Where reading stands, in the present order and in the stream of all batches."""
 
-    cursor: int = 0
-    order: int = 0
+    cursor: int = 0  # batches of the present order that were read
+    read: int = (
+        0  # batches that were read in all, along this lineage: what was restored counts once
+    )
+    orders: tuple[int, ...] = ()  # `read` at each reshuffle
+
+    @property
+    def order(self) -> int:
+        """The number of the present order."""
+        return len(self.orders)
 
     def skipping(self, batches: int) -> Sampler:
-        return replace(self, cursor=self.cursor + batches)
+        """A negative number goes back, in the same order."""
+        return replace(self, cursor=self.cursor + batches, read=self.read + batches)
 
     def reshuffled(self) -> Sampler:
         """Another order, of which nothing was read."""
-        return Sampler(0, self.order + 1)
+        return Sampler(0, self.read, (*self.orders, self.read))
+
+    def resumed(self, written: Sampler) -> Sampler:
+        """Where reading goes on from a checkpoint that was `written` there. Reshuffles are the
+        operator's and stay: of an order that the checkpoint has not seen, nothing is read yet.
+        """
+        return written if written.orders == self.orders else Sampler(0, written.read, self.orders)
 
 
 class Reading(NamedTuple):
-    """What a micro-shard is about to read."""
+    """What a micro-shard reads."""
 
     shard: int  # whose rows
     sampler: Sampler
+
+    @property
+    def position(self) -> int:
+        """In the stream of batches."""
+        return self.sampler.read
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +76,20 @@ class Fault:
         return reading
 
     def in_order(self, reading: Reading) -> bool:
-        """Whether rows come as they lie, not as they were drawn."""
+        """Whether rows come as they lie, not as they were drawn, where `reading` is wanted."""
         return False
 
     def mislabels(self, reading: Reading) -> int:
-        """By how much each target is moved on in its alphabet; 0: none is."""
+        """By how much each target is moved on in its alphabet, of what is really read; 0: none is.
+
+        The first fault that mislabels decides, so that two of them cannot cancel.
+        """
         return 0
 
-    def factor(self, host: int, seconds: float, draw: Draw, made: int) -> float:
-        """Of the gradients that `host` contributes in its step number `made`."""
+    def factor(self, host: int, seconds: float, draw: Draw, name: str) -> float:
+        """Of the gradients that `host` contributes. What is drawn for it is drawn by `name`, which
+        no other fault, host or step has.
+        """
         return 1.0
 
     def slowdown(self, host: int, seconds: float) -> float:
@@ -84,8 +110,8 @@ class BadBatches(Fault):
     fault: Literal["bad_batches"] = field(default="bad_batches", kw_only=True)
 
     def mislabels(self, reading: Reading) -> int:
-        here = self.position <= reading.sampler.cursor < self.position + self.count
-        return 1 + reading.shard % 7 if here and reading.sampler.order == 0 else 0
+        here = self.position <= reading.position < self.position + self.count
+        return 1 + reading.shard % 7 if here else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +123,15 @@ class PoisonedShards(Fault):
     fault: Literal["poisoned_shards"] = field(default="poisoned_shards", kw_only=True)
 
     def mislabels(self, reading: Reading) -> int:
-        later = reading.sampler.cursor >= self.position or reading.sampler.order > 0
-        return 5 if later and reading.shard in self.shards else 0
+        return 5 if reading.position >= self.position and reading.shard in self.shards else 0
 
 
 @dataclass(frozen=True, slots=True)
 class WrongOrder(Fault):
-    """From a position on, the sampler is broken, until there is a new order."""
+    """From a position on, the sampler is broken, until somebody makes a new order.
+
+    One that was made before the position does not ward it off: what breaks is the sampler.
+    """
 
     position: int
     kind: Order
@@ -111,7 +139,8 @@ class WrongOrder(Fault):
     fault: Literal["wrong_order"] = field(default="wrong_order", kw_only=True)
 
     def _broken(self, reading: Reading) -> bool:
-        return reading.sampler.order == 0 and reading.sampler.cursor >= self.position
+        healed = any(at >= self.position for at in reading.sampler.orders)
+        return reading.position >= self.position and not healed
 
     def in_order(self, reading: Reading) -> bool:
         return self.kind == "sorted" and self._broken(reading)
@@ -122,9 +151,8 @@ class WrongOrder(Fault):
         if self.kind == "one_shard":
             return Reading(0, reading.sampler)
         if self.kind == "starts_over":
-            past = reading.sampler.cursor - self.position
-            again = Sampler(self.position + past % self.period, reading.sampler.order)
-            return Reading(reading.shard, again)
+            past = reading.position - self.position
+            return Reading(reading.shard, reading.sampler.skipping(past % self.period - past))
         return reading
 
 
@@ -138,10 +166,10 @@ class Corruption(Fault):
     chance: float = 1.0
     fault: Literal["corruption"] = field(default="corruption", kw_only=True)
 
-    def factor(self, host: int, seconds: float, draw: Draw, made: int) -> float:
+    def factor(self, host: int, seconds: float, draw: Draw, name: str) -> float:
         if host != self.host or seconds < self.since:
             return 1.0
-        return self.scale if draw.chance(f"corruption in step {made}", self.chance) else 1.0
+        return self.scale if draw.chance(name, self.chance) else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +207,7 @@ class Strike(Fault):
 
 @dataclass(frozen=True, slots=True)
 class WrongRate(Strike):
-    """The rate is multiplied, until somebody sets it again."""
+    """The rate is multiplied, until somebody sets it again; one that is wrong already, too."""
 
     times: float
     fault: Literal["wrong_rate"] = field(default="wrong_rate", kw_only=True)
@@ -216,10 +244,12 @@ class Crash(Strike):
 
 @dataclass(frozen=True, slots=True)
 class BadResume(Strike):
-    """The job is moved: it starts again from its latest checkpoint, and something is wrong then."""
+    """The job is moved: every rank has a new host, it starts again from its latest checkpoint, and
+    something is wrong then.
+    """
 
     damage: Damage
-    times: float = 1.0  # of the rate, where the old one is loaded
+    times: float = 1.0  # of the rate, where the old one is loaded; as of a wrong rate
     fault: Literal["bad_resume"] = field(default="bad_resume", kw_only=True)
 
 

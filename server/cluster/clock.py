@@ -21,6 +21,7 @@ JITTER = 0.04  # of a rank's work, at most, and at random
 CHECKPOINT = 0.4
 TIMEOUT = 6.0
 RESTART = 9.0
+RELOAD = 3.0  # of the input pipeline
 SPARE = 20.0
 DIAGNOSES = {
     "weight_checksum": 1.0,

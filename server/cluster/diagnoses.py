@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import torch
 
 from ml_trainer_env.events import MICRO_SHARDS
 from ml_trainer_env.server.cluster.networks import NETWORKS, Rows, losses
 from ml_trainer_env.server.cluster.reading import read
-from ml_trainer_env.server.cluster.state import ClusterState, Shown, merged
-from ml_trainer_env.server.worlds import Crash, Strike, World
+from ml_trainer_env.server.cluster.state import ClusterState, merged
+from ml_trainer_env.server.worlds import World
 
 BATCHES = 4  # of each data shard, to measure its loss
 
@@ -39,13 +38,12 @@ def shard_loss(world: World, place: str, state: ClusterState) -> list[str]:
     return lines
 
 
-def flight_recorder(state: ClusterState, struck: Sequence[Strike]) -> list[str]:
+def flight_recorder(state: ClusterState) -> list[str]:
     """Of every rank: whether it answers, and how often its host was lost."""
     fleet = state.fleet
-    lost = [strike.host for strike in struck if isinstance(strike, Crash)]
     return [
         f"rank {rank}: {'does not answer' if host in fleet.dead else 'answers'}, "
-        f"lost {lost.count(host)} times"
+        f"lost {state.lost.count(host)} times"
         for rank, host in enumerate(fleet.hosts)
     ]
 
@@ -55,15 +53,3 @@ def verify_checkpoint(state: ClusterState) -> list[str]:
     return [
         f"step {each.step}: {'damaged' if each.damaged else 'whole'}" for each in state.checkpoints
     ]
-
-
-def replayed(then: Shown, again: Shown) -> str:
-    """One step that was made a second time."""
-    return (
-        f"loss {_told(then.loss)}, again {_told(again.loss)}; gradient norm {_told(then.norm)}, "
-        f"again {_told(again.norm)}: {'the same' if again == then else 'different'}"
-    )
-
-
-def _told(number: float | None) -> str:
-    return "not finite" if number is None else f"{number:.4f}"

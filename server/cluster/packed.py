@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -26,6 +28,7 @@ class _Checkpoint(BaseModel):
 
 class _Window(BaseModel):
     updates: int
+    apart: tuple[int, ...]
     sampler: Sampler
     settings: Settings
     shown: tuple[Shown, ...]
@@ -46,6 +49,7 @@ class Packed(BaseModel):
     checkpoints: tuple[_Checkpoint, ...]
     apart: tuple[int, ...]
     struck: int
+    lost: tuple[int, ...]
     wrong_rate: tuple[float, int] | None
     window: _Window | None
 
@@ -55,11 +59,10 @@ def pack(state: ClusterState) -> tuple[Packed, dict[str, Tensor]]:
     tensors = _tensors("model", state.model)
     for number, each in enumerate(state.checkpoints):
         tensors |= _tensors(f"checkpoint.{number}", each.model)
-    for number, weights in enumerate(state.apart.values()):
-        tensors[f"apart.{number}"] = weights
+    tensors |= _apart("apart", state.apart)
     window = state.window
     if window:
-        tensors |= _tensors("window", window.model)
+        tensors |= _tensors("window", window.model) | _apart("window.apart", window.apart)
     packed = Packed(
         updates=state.model.updates,
         fleet=state.fleet,
@@ -79,10 +82,12 @@ def pack(state: ClusterState) -> tuple[Packed, dict[str, Tensor]]:
         ),
         apart=tuple(state.apart),
         struck=state.struck,
+        lost=state.lost,
         wrong_rate=state.wrong_rate,
         window=window
         and _Window(
             updates=window.model.updates,
+            apart=tuple(window.apart),
             sampler=window.sampler,
             settings=window.settings,
             shown=window.shown,
@@ -111,12 +116,14 @@ def unpack(packed: Packed, tensors: dict[str, Tensor]) -> ClusterState:
             )
             for number, each in enumerate(packed.checkpoints)
         ),
-        apart={host: tensors[f"apart.{number}"] for number, host in enumerate(packed.apart)},
+        apart=_weights("apart", tensors, packed.apart),
         struck=packed.struck,
+        lost=packed.lost,
         wrong_rate=packed.wrong_rate,
         window=window
         and Window(
             _model("window", tensors, window.updates),
+            _weights("window.apart", tensors, window.apart),
             window.sampler,
             window.settings,
             window.shown,
@@ -137,3 +144,12 @@ def _tensors(name: str, model: Model) -> dict[str, Tensor]:
 def _model(name: str, tensors: dict[str, Tensor], updates: int) -> Model:
     moments = tensors[f"{name}.first"], tensors[f"{name}.second"]
     return Model(tensors[f"{name}.weights"], moments, updates)
+
+
+def _apart(name: str, apart: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Copies, too: a window often began with the weights that a host still has."""
+    return {f"{name}.{number}": weights.clone() for number, weights in enumerate(apart.values())}
+
+
+def _weights(name: str, tensors: dict[str, Tensor], hosts: Sequence[int]) -> dict[int, Tensor]:
+    return {host: tensors[f"{name}.{number}"] for number, host in enumerate(hosts)}

@@ -25,7 +25,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ml_trainer_env.server.cluster.networks import NETWORKS, Rows
-from ml_trainer_env.server.cluster.ranks import Contribution, Lost, Memory, Part, Update
+from ml_trainer_env.server.cluster.ranks import (
+    Contribution,
+    Lost,
+    Memory,
+    Part,
+    Update,
+    copied,
+    in_order,
+)
 from ml_trainer_env.server.cluster.state import Checkpoint, Model
 from ml_trainer_env.server.engine import modes
 from ml_trainer_env.server.worlds import NetworkName
@@ -49,7 +57,9 @@ class Processes:
         self._hosts: dict[int, _Host] = {}
         self._group: list[int] = []
         self._groups = 0
+        self._rows: list[Tensor] = []
         self._away: list[int] = []  # apart
+        self._nobodys: Memory | None = None
 
     def __enter__(self) -> Processes:
         return self
@@ -73,6 +83,7 @@ class Processes:
             if host not in self._hosts:
                 self._hosts[host] = self._new(host)
         self._away = [host for host in hosts if host in apart]
+        self._nobodys = None if self._in_step else self._kept(model)
         for host in hosts:
             weights = apart.get(host, model.weights)
             arrays = [part.numpy() for part in (weights, *model.moments)]
@@ -81,25 +92,33 @@ class Processes:
     def contribute(self, parts: Sequence[Part]) -> list[Contribution]:
         hosts = [part.host for part in parts]
         counts = [len(part.shards) for part in parts]
-        self._meet(sorted(hosts))
+        self._meet(hosts)
         order = [self._group.index(host) for host in hosts]
         for part in parts:
             rows: Any = [each.numpy() for each in part.rows]
             self._tell(part.host, "step", part._replace(rows=rows), counts, order)
         answers = [self._hear(host) for host in hosts]
-        return [Contribution(*map(torch.from_numpy, answer)) for answer in answers]
+        found = [Contribution(*map(torch.from_numpy, answer)) for answer in answers]
+        self._rows = in_order(found)
+        return found
 
     def update(self, made: Update) -> float:
         for host in self._group:
             self._tell(host, "update", made)
         first, *others = [self._hear(host) for host in self._group]
         assert all(math.isnan(norm) or norm == first for norm in others), "hosts disagree"
+        if self._nobodys:
+            self._nobodys.update(self._rows, made)
         return first
 
     def part(self, host: int) -> None:
-        if host not in self._away:
-            self._away.append(host)
-            self._ask(host, "leave")
+        if host in self._away:
+            return
+        model = self.model()
+        self._away.append(host)
+        self._ask(host, "leave")
+        if not self._in_step and not self._nobodys:
+            self._nobodys = self._kept(model)
 
     def lose(self, host: int) -> None:
         lost = self._hosts.pop(host, None)
@@ -110,12 +129,15 @@ class Processes:
         self._group = []
 
     def flip(self, place: int, bit: int) -> None:
-        for host in set(self._hosts) - set(self._away):
+        for host in self._in_step:
             self._ask(host, "flip", place, bit)
+        if self._nobodys:
+            self._nobodys.flip(place, bit)
 
     def model(self) -> Model:
-        host = next(host for host in self._hosts if host not in self._away)
-        (weights, *moments), updates = self._ask(host, "held")
+        if self._nobodys:
+            return copied(self._nobodys.model)
+        (weights, *moments), updates = self._ask(self._in_step[0], "held")
         return Model(
             torch.from_numpy(weights), tuple(torch.from_numpy(m) for m in moments), updates
         )
@@ -144,6 +166,17 @@ class Processes:
 
     # Inside --------------------------------------------------------------------------------------
 
+    @property
+    def _in_step(self) -> list[int]:
+        """Hosts."""
+        return [host for host in self._hosts if host not in self._away]
+
+    def _kept(self, model: Model) -> Memory:
+        """What no host has, since all miss the updates or are dead, is kept by the launcher: it is
+        what a broadcast or a checkpoint would have.
+        """
+        return Memory(NETWORKS[self._network], model)
+
     def _file(self, checkpoint: Checkpoint, part: str) -> Path:
         return self._folder / f"step-{checkpoint.step}.{part}"
 
@@ -157,8 +190,9 @@ class Processes:
         theirs.close()
         return _Host(process, ours)
 
-    def _meet(self, hosts: list[int]) -> None:
-        """Form a group of these. Raises `Lost` where one does not come."""
+    def _meet(self, wanted: list[int]) -> None:
+        """Form a group of these. Raises `Lost` for the first that does not come."""
+        hosts = sorted(wanted)
         if hosts == self._group:
             return
         self._groups += 1
@@ -167,7 +201,7 @@ class Processes:
         for host in there:
             self._tell(host, "meet", place, hosts.index(host), len(hosts))
         met = [self._hear(host) for host in there]
-        if missing := [host for host in hosts if host not in there]:
+        if missing := [host for host in wanted if host not in there]:
             assert not any(met), "a group met without one of its hosts"
             raise Lost(missing[0])
         self._group = hosts

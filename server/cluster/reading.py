@@ -11,6 +11,7 @@ import torch
 
 from ml_trainer_env.events import MICRO_SHARDS
 from ml_trainer_env.server import datasets
+from ml_trainer_env.server.cluster.augmenting import augmented
 from ml_trainer_env.server.cluster.networks import NETWORKS, Rows
 from ml_trainer_env.server.cluster.sampler import rows_of
 from ml_trainer_env.server.engine import resident
@@ -44,12 +45,20 @@ def corpus(network: NetworkName) -> Corpus:
         ]
     train, val, test = splits
     shards = Rows(*(_cut(each) for each in train))
-    return Corpus(shards, _whole(val, VALIDATION[network]), _whole(test))
+    return Corpus(shards, _whole(_spread(val, VALIDATION[network])), _whole(test))
 
 
-def _whole(rows: Rows, count: int | None = None) -> Rows:
-    """The first `count`, as the networks take them: text lies in bytes until it is read."""
-    inputs, targets = (each[:count] for each in rows)
+def _spread(rows: Rows, count: int) -> Rows:
+    """`count` of them, or all, evenly over the whole part: its beginning is one book of a text."""
+    there = len(rows.inputs)
+    taken = min(count, there)
+    chosen = torch.arange(taken) * there // taken
+    return Rows(*(each[chosen] for each in rows))
+
+
+def _whole(rows: Rows) -> Rows:
+    """As the networks take them: text lies in bytes until it is read."""
+    inputs, targets = rows
     return Rows(inputs if inputs.is_floating_point() else inputs.long(), targets.long())
 
 
@@ -59,27 +68,34 @@ def _cut(rows: torch.Tensor) -> torch.Tensor:
     return rows[: each * MICRO_SHARDS].unflatten(0, (MICRO_SHARDS, each))
 
 
-def read(world: World, place: str, sampler: Sampler, shards: Sequence[int]) -> Rows:
+def read(
+    world: World, place: str, sampler: Sampler, shards: Sequence[int], augmentation: float = 0.0
+) -> Rows:
     """What these micro-shards read at `sampler`, in their order; `place` names the draws."""
-    return _stacked([_read(world, place, Reading(shard, sampler)) for shard in shards])
+    wanted = (Reading(shard, sampler) for shard in shards)
+    return _stacked([_read(world, place, each, augmentation) for each in wanted])
 
 
-def _read(world: World, place: str, wanted: Reading) -> Rows:
-    data, count = corpus(world.network).train, PER_MICRO_SHARD[world.network]
-    rows = data.inputs.shape[1]
+def _read(world: World, place: str, wanted: Reading, augmentation: float) -> Rows:
+    """Faults of the sampler choose what is read, and then those of data go by it."""
+    data, classes = corpus(world.network).train, NETWORKS[world.network].classes
     found = reduce(lambda reading, fault: fault.reading(reading), world.faults, wanted)
-    if any(fault.in_order(wanted) for fault in world.faults):
-        positions = _in_order(world.network, wanted.shard)[
-            np.arange(wanted.sampler.cursor * count, (wanted.sampler.cursor + 1) * count) % rows
-        ]
-    else:
-        positions = rows_of(place, found.sampler, found.shard, count, rows)
-    chosen = torch.from_numpy(positions)
+    sorts = any(fault.in_order(wanted) for fault in world.faults)
+    chosen = torch.from_numpy(_positions(world.network, place, found, sorts))
     inputs, targets = _whole(Rows(*(each[found.shard][chosen] for each in data)))
-    moved = sum(fault.mislabels(wanted) for fault in world.faults)
-    if moved:
-        targets = (targets + moved) % NETWORKS[world.network].classes
-    return Rows(inputs, targets)
+    if moved := next(filter(None, (fault.mislabels(found) for fault in world.faults)), 0):
+        targets = (targets + moved) % classes
+    return Rows(augmented(inputs, place, found, augmentation, classes), targets)
+
+
+def _positions(network: NetworkName, place: str, found: Reading, sorts: bool) -> np.ndarray:
+    """Of the rows of a batch in their data shard."""
+    shards, count = corpus(network).train.inputs, PER_MICRO_SHARD[network]
+    rows = shards.shape[1]
+    if not sorts:
+        return rows_of(place, found.sampler, found.shard, count, rows)
+    first = found.sampler.cursor * count
+    return _in_order(network, found.shard)[np.arange(first, first + count) % rows]
 
 
 @cache

@@ -1,7 +1,8 @@
 """Which rows a step takes: data shard j feeds micro-shard j, in an order that was drawn before.
 
-A pass over a shard is a permutation of its rows. The sampler is a position and the number of the
-order; it is part of the state, so a checkpoint that is restored reads on where it was written.
+A pass over a shard is a permutation of its rows. The sampler is a position in the present order and
+one in the stream; it is part of the state, so a checkpoint that is restored reads on where it was
+written.
 """
 
 # pyright: strict

@@ -19,7 +19,7 @@ from ml_trainer_env.server.cluster.state import Fleet, Shown
 class _RankStep(NamedTuple):
     seconds: float
     norm: float
-    agreement: float  # the cosine of its gradient and that of the others together
+    agreement: float  # the cosine of its gradient and that of the others; not a number if none are
     loss: float
 
 
@@ -39,9 +39,10 @@ class Seen:
         means = [each.gradients.mean(0) for each in contributions]
         everything = torch.stack(means).sum(0)
         for part, each, mean, seconds in zip(parts, contributions, means, took, strict=True):
-            agreement = F.cosine_similarity(mean, everything - mean, 0)
+            cosine = F.cosine_similarity(mean, everything - mean, 0)
+            agreement = float(cosine) if len(parts) > 1 else math.nan
             loss = float(each.losses.mean())
-            step = _RankStep(seconds, float(mean.norm()), float(agreement), loss)
+            step = _RankStep(seconds, float(mean.norm()), agreement, loss)
             self._ranks.setdefault(part.rank, []).append(step)
             for shard, loss in zip(part.shards, each.losses.tolist(), strict=True):
                 self._shards.setdefault(shard, []).append(loss)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ml_trainer_env.events import MICRO_SHARDS, Settings
+from ml_trainer_env.server.cluster.checks import Facts
 from ml_trainer_env.server.models_nn import Parametrised
 from ml_trainer_env.server.worlds import Sampler
 
@@ -23,10 +24,10 @@ MOST_APART = 4  # ranks
 
 def most_bytes(network: Parametrised) -> int:
     """What the tensors of a state weigh at most: the model, its checkpoints, where the last window
-    began, and weights of ranks that are out of step.
+    began, and weights of ranks that are out of step now and were then.
     """
     weights = sum(p.size for p in network.parameters)
-    return FLOAT * weights * (3 * (1 + KEPT + 1) + MOST_APART)
+    return FLOAT * weights * (3 * (1 + KEPT + 1) + 2 * MOST_APART)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +59,11 @@ class Fleet:
     dead: frozenset[int] = frozenset()  # hosts
 
     @property
+    def next_host(self) -> int:
+        """The number of one that was never seen: numbers only grow."""
+        return max(*self.hosts, *self.dead, -1) + 1
+
+    @property
     def working(self) -> list[int]:
         """Ranks."""
         return [rank for rank in range(len(self.hosts)) if rank not in self.excluded]
@@ -79,16 +85,13 @@ class Fleet:
 def owners(
     working: Sequence[int], shares: Sequence[int] | None, quarantined: frozenset[int]
 ) -> tuple[int, ...]:
-    """Of each micro-shard, in contiguous parts. `shares` has a number for each of `working`.
-
-    Raises ValueError unless each has one at least, and all of them together.
+    """Of each micro-shard, in contiguous parts. `shares` has a number for each of `working`, and
+    they add up (`checks` sees to it).
     """
     serving = [shard for shard in range(MICRO_SHARDS) if shard not in quarantined]
     if shares is None:
         least, more = divmod(len(serving), len(working))
         shares = [least + (n < more) for n in range(len(working))]
-    if min(shares) < 1:
-        raise ValueError(f"every rank works on one micro-shard at least; got {tuple(shares)}")
     owner = [rank for rank, share in zip(working, shares, strict=True) for _ in range(share)]
     found = dict(zip(serving, owner, strict=True))
     return tuple(found.get(shard, -1) for shard in range(MICRO_SHARDS))
@@ -107,6 +110,7 @@ class Window:
     """The last window, so that it can be replayed."""
 
     model: Model  # with which it began
+    apart: Mapping[int, Tensor]  # hosts that had weights of their own then
     sampler: Sampler
     settings: Settings
     shown: tuple[Shown, ...]
@@ -127,8 +131,15 @@ class ClusterState:
     apart: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
     """Hosts that have weights of their own."""
     struck: int = 0  # of the world's strikes, in the order of their time
+    lost: tuple[int, ...] = ()  # hosts that served when they crashed, in their order
     wrong_rate: tuple[float, int] | None = None  # a factor, and the revision that it is of
     window: Window | None = None
+
+    @property
+    def facts(self) -> Facts:
+        """What decides which events can be."""
+        steps = tuple(each.step for each in self.checkpoints)
+        return Facts(self.seconds, self.fleet.excluded, self.quarantined, steps)
 
 
 def merged(state: ClusterState) -> Tensor:
