@@ -92,7 +92,7 @@ class ClusterStatus(Model):
             f"{self.deadline:.0f} s, goodput {_value(self.goodput)}; "
             f"rate {_value(self.learning_rate_in_force)}",
         ]
-        if self.windows:
+        if self.windows and not self.finding:  # who has asked for a closer look has seen them
             lines.append("window | step | loss, highest | val | gradient norm, highest | skipped")
             lines += map(_window, self.windows[-WINDOWS_TOLD:])
             last = self.windows[-1]

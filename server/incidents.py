@@ -59,7 +59,8 @@ ONSET = (0.4, 0.6)  # of the steps
 SECOND_ONSET = (0.6, 0.75)  # of the second of a pair
 HELD_OUT_FROM = 40  # of eval
 MANY_RANKS_UNTIL = 60  # of eval, from there on; the others have held-out severities
-BLOCK: tuple[Kind, ...] = ("healthy",) * 5 + ("quiet",) * 3 + ("fault",) * 10 + ("pair",) * 2
+SHARES: tuple[tuple[Kind, int], ...] = (("healthy", 5), ("quiet", 3), ("fault", 10), ("pair", 2))
+BLOCK = tuple(kind for kind, count in SHARES for _ in range(count))
 
 
 class Setting(NamedTuple):

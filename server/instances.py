@@ -49,6 +49,7 @@ LEVELS = {  # val losses that earn the bonus, nats
 }
 BY_VALIDATION = Scale(0.0, 1.0)  # of a run's checkpoints the one with the best val accuracy is kept
 NEIGHBOURS = 5  # whose mean is the scale of an instance without one
+NO_LEVELS = (0.0, 0.0, 0.0, 0.0, 0.0)  # of a cluster: it is paid at the end alone
 NO_SCALE = (0.5, 0.9)  # before there is any
 
 
@@ -156,7 +157,7 @@ def cluster_task(of: InstanceId, found: Incident, forks: Counterfactuals) -> Tas
         max_epochs=incidents.WINDOWS,
         scale=BY_VALIDATION,
         weights=(),
-        loss_levels=(0.0,) * 5,
+        loss_levels=NO_LEVELS,
         tool_calls=CLUSTER_TOOL_CALLS,
         cluster=ClusterTerms(world, incidents.BASE, found.step_seconds, forks),
         hidden={

@@ -180,7 +180,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
             if held.over:
                 raise ActionError(RESUMED)
             self._run = _Run(episode, held, saved.seed)
-            self.__dict__.pop("mcp_server", None)  # another episode may have other tools
+            vars(self).pop("mcp_server", None)  # another episode may have other tools
             key = _counted(saved)
             self.attempts[key] = max(self.attempts[key], saved.now.attempt)
             self._saved.save(held, saved)

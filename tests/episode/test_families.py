@@ -28,9 +28,9 @@ from ml_trainer_env.task_ids import (
     INSTANCES,
     SPLITS,
     VARIED,
-    Family,
     InstanceId,
     Split,
+    Varied,
     instances,
 )
 
@@ -55,7 +55,7 @@ WRITTEN_OUT = Instance(
 every_family = pytest.mark.parametrize("family", VARIED)
 
 
-def many(family: Family) -> list[Instance]:
+def many(family: Varied) -> list[Instance]:
     return [candidate(InstanceId(family, "train", index), 0) for index in range(1000, 2500)]
 
 
@@ -98,13 +98,13 @@ def test_no_two_instances_are_alike() -> None:
 
 @every_family
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_only_eval_has_the_combinations_that_are_held_out(family: Family, split: Split) -> None:
+def test_only_eval_has_the_combinations_that_are_held_out(family: Varied, split: Split) -> None:
     for of in instances(family, split):
         assert not any(any(held_out(each)) for each in islice(candidates(of), 3))
 
 
 @every_family
-def test_half_of_eval_has_one_of_them_each_as_often(family: Family) -> None:
+def test_half_of_eval_has_one_of_them_each_as_often(family: Varied) -> None:
     ids = instances(family, "eval")
     ordinary = [candidate(of, 0) for of in ids[:HELD_OUT_FROM]]
     assert not any(any(held_out(each)) for each in ordinary)
@@ -114,7 +114,7 @@ def test_half_of_eval_has_one_of_them_each_as_often(family: Family) -> None:
 
 
 @every_family
-def test_every_range_is_drawn_from_end_to_end(family: Family) -> None:
+def test_every_range_is_drawn_from_end_to_end(family: Varied) -> None:
     found, ranges = many(family), RANGES[family]
     of = [each.variation for each in found]
     assert {each.dataset for each in found} == set(ranges.datasets)
@@ -139,7 +139,7 @@ def test_every_range_is_drawn_from_end_to_end(family: Family) -> None:
 
 
 @every_family
-def test_choices_come_as_often_as_they_should(family: Family) -> None:
+def test_choices_come_as_often_as_they_should(family: Varied) -> None:
     found = many(family)
     starts = Counter(each.start for each in found)
     assert 0.55 < starts["fresh"] / len(found) < 0.7
@@ -150,7 +150,7 @@ def test_choices_come_as_often_as_they_should(family: Family) -> None:
 
 
 @every_family
-def test_what_was_inherited_does_not_tell_the_multiplier(family: Family) -> None:
+def test_what_was_inherited_does_not_tell_the_multiplier(family: Varied) -> None:
     """Who guesses it from the rate, knowing the start, is often wrong by more than threefold."""
     logs: dict[str, list[float]] = {}
     for each in many(family):
