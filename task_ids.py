@@ -16,7 +16,7 @@ from pydantic import Field
 
 ClassicId = Literal["easy_mnist", "medium_fashion", "hard_cifar"]
 Varied = Literal["varied_mlp", "varied_cnn"]  # single networks
-Family = Varied | Literal["cluster"]
+Family = Literal["varied_mlp", "varied_cnn", "cluster"]
 Split = Literal["train", "validation", "eval"]
 
 CLASSIC_IDS: tuple[ClassicId, ...] = get_args(ClassicId)

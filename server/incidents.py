@@ -60,7 +60,7 @@ SECOND_ONSET = (0.6, 0.75)  # of the second of a pair
 HELD_OUT_FROM = 40  # of eval
 MANY_RANKS_UNTIL = 60  # of eval, from there on; the others have held-out severities
 SHARES: tuple[tuple[Kind, int], ...] = (("healthy", 5), ("quiet", 3), ("fault", 10), ("pair", 2))
-BLOCK = tuple(kind for kind, count in SHARES for _ in range(count))
+BLOCK: tuple[Kind, ...] = tuple(kind for kind, count in SHARES for _ in range(count))
 
 
 class Setting(NamedTuple):

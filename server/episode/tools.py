@@ -38,6 +38,7 @@ from ml_trainer_env.server.validation import ActionError, json_schema, shown, va
 
 Stop = Callable[[], bool]
 
+RUN = "run_epochs"
 FREE = "get_training_status"  # the one tool that does not count as a call
 
 
@@ -174,7 +175,7 @@ TOOLS: dict[str, ToolSpec] = {
             _configure,
         ),
         ToolSpec(
-            "run_epochs",
+            RUN,
             "Run epochs of real training and see the metrics. Needs a configuration. More than "
             "the remaining budget trains what remains; a divergence stops training.",
             RunEpochs,
@@ -235,7 +236,7 @@ CLUSTER_TOOLS: dict[str, ToolSpec] = {
             _configure,
         ),
         ToolSpec(
-            "run_epochs",
+            RUN,
             "Train windows of 25 steps and see the curves, rank by rank. The deadline ends it, and "
             "so does an incident.",
             RunWindows,

@@ -1,7 +1,9 @@
 """The standard MCP door: what any MCP client connects to, over streamable HTTP or stdio.
 
-One FastMCP server. Its tools are those of `tools.TOOLS` and `begin_episode`, which exists only
-here; its resources are the rules and the tasks, its prompt starts an agent off. Guarantees: each
+One FastMCP server. Its tools are those of the session's episode, before one has begun the six, and
+`begin_episode`, which exists only here; where another episode brings other tools, the client is
+told that the list has changed. Its resources are the rules and the tasks, its
+prompt starts an agent off. Guarantees: each
 MCP session plays in an environment of its own (`server/doors/mcp/visitor.py`); `run_epochs`
 reports every epoch to a client that wants to know; whoever goes away, or cancels, stops its
 training at the next epoch boundary; a mistake is an answer, and ours are told without their
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -22,8 +24,11 @@ from fastmcp import FastMCP
 from fastmcp.server.context import Context
 from fastmcp.server.dependencies import get_context
 from fastmcp.server.http import StarletteWithLifespan
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools import Tool
 from mcp.server import streamable_http
-from starlette.middleware import Middleware
+from mcp.types import ListToolsRequest, ToolListChangedNotification
+from starlette.middleware import Middleware as HttpMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ml_trainer_env.models import EpochRecord, TrainingStatus
@@ -33,7 +38,7 @@ from ml_trainer_env.server.doors.mcp import rules
 from ml_trainer_env.server.doors.mcp.answers import Answers
 from ml_trainer_env.server.doors.mcp.visitor import ANYTHING, BEGIN, Terms, Visitor
 from ml_trainer_env.server.doors.paths import STANDARD_MCP, STANDARD_MCP_ADDRESS
-from ml_trainer_env.server.episode.tools import TOOLS, RunEpochs
+from ml_trainer_env.server.episode.tools import CLUSTER_TOOLS, RUN, TOOLS, tools_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment, version
 from ml_trainer_env.server.session.connection import current_connection
 from ml_trainer_env.server.session.mcp_tools import EpisodeTool
@@ -65,8 +70,9 @@ def mcp_server(
             _begin,
         )
     )
-    for spec in TOOLS.values():
+    for spec in (CLUSTER_TOOLS | TOOLS).values():
         server.add_tool(EpisodeTool.of(spec, _call))
+    server.add_middleware(_ToolsOfTheEpisode())
     mcp_documents.add_to(server, terms)
     # The SDK enters this once for each session, and leaves it when the session has ended.
     server._mcp_server.lifespan = _with_a_visitor(
@@ -79,7 +85,7 @@ def http_app(server: FastMCP) -> StarletteWithLifespan:
     """The door over streamable HTTP, to be mounted at `MOUNT` and run by `running`."""
     return server.http_app(
         path=PATH,
-        middleware=[Middleware(_without_replay), Middleware(Answers)],
+        middleware=[HttpMiddleware(_without_replay), HttpMiddleware(Answers)],
         json_response=False,
         stateless_http=False,
         host_origin_protection=False,  # `server/doors/guard.py` does it, for all doors
@@ -121,14 +127,33 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
 # Tools ---------------------------------------------------------------------------------------
 
 
+class _ToolsOfTheEpisode(Middleware):
+    """What a session is listed: tools of one name differ between one network and a cluster."""
+
+    async def on_list_tools(
+        self,
+        context: MiddlewareContext[ListToolsRequest],
+        call_next: CallNext[ListToolsRequest, Sequence[Tool]],
+    ) -> Sequence[Tool]:
+        visitor, _ = _who_calls()
+        (begin,) = (tool for tool in await call_next(context) if tool.name == BEGIN)
+        specs = tools_of(visitor.episode).values()
+        return [begin, *(EpisodeTool.of(spec, _call) for spec in specs)]
+
+
 async def _begin(name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
-    visitor, _ = _who_calls()
-    return await visitor.begin(arguments)
+    visitor, context = _who_calls()
+    before = tools_of(visitor.episode)
+    status = await visitor.begin(arguments)
+    if tools_of(visitor.episode) is not before:
+        with suppress(ClosedResourceError, BrokenResourceError):  # nobody is left to be told
+            await context.send_notification(ToolListChangedNotification())
+    return status
 
 
 async def _call(name: str, arguments: Mapping[str, Any]) -> TrainingStatus:
     visitor, context = _who_calls()
-    if TOOLS[name].arguments is not RunEpochs:
+    if name != RUN:
         return await visitor.call(name, arguments)
     async with _epochs_reported(visitor, arguments, context) as notice:
         return await visitor.call(name, arguments, notice)
@@ -159,6 +184,7 @@ async def _epochs_reported(
     finished: asyncio.Queue[EpochRecord | None] = asyncio.Queue()
     episode = visitor.episode
     before = seen = episode.now.epoch if episode else 0
+    left = episode.progress(episode.now)[1] if episode else 0
 
     def notice() -> None:
         nonlocal seen
@@ -170,10 +196,10 @@ async def _epochs_reported(
     async def report() -> None:
         while (record := await finished.get()) is not None:
             assert episode is not None
-            budget = episode.task.max_epochs
-            total = min(arguments["num_epochs"], budget - before)
+            total = min(arguments["num_epochs"], left)
+            told = _told(record, episode.task.max_epochs)
             with suppress(ClosedResourceError, BrokenResourceError):  # nobody is left to be told
-                await context.report_progress(record.epoch - before, total, _told(record, budget))
+                await context.report_progress(record.epoch - before, total, told)
 
     reporting = asyncio.create_task(report())
     try:
@@ -186,6 +212,8 @@ async def _epochs_reported(
 
 
 def _told(record: EpochRecord, budget: int) -> str:
+    if record.window:
+        return f"step {record.window.step}: val loss {record.val_loss:.4g}"
     if record.val_accuracy is None:
         return f"epoch {record.epoch} of {budget} diverged"
     return f"epoch {record.epoch} of {budget}: val accuracy {record.val_accuracy:.4f}"
