@@ -15,14 +15,14 @@ from ml_trainer_env.events import (
 )
 from ml_trainer_env.server.cluster.networks import NETWORKS
 from ml_trainer_env.server.cluster.processes import Processes
-from ml_trainer_env.server.worlds import Crash, SlowHost
+from ml_trainer_env.server.worlds import BitFlip, Crash, Desync, SlowHost
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_observation_and_every_weight_equals_that_of_one_process(network, tmp_path):
-    of = world(*EVERYTHING, network=network)
+    of = world(*EVERYTHING, network=network, deadline=240.0)
     events = [
         WINDOW,
         WINDOW,
@@ -36,7 +36,7 @@ def test_every_observation_and_every_weight_equals_that_of_one_process(network, 
         ConfigureRanks(use_spare=(0,), shares=(1, 5, 5, 5)),
         ConfigureData(quarantine=(3,), reshuffle=True),
         WINDOW,
-        Restore(step=20, load_optimizer=False),
+        Restore(step=30, load_optimizer=False),
         WINDOW,
     ]
     one, reports = play(of, *events)
@@ -50,6 +50,27 @@ def test_every_observation_and_every_weight_equals_that_of_one_process(network, 
     assert any("was lost" in incident for incident in incidents)
     sizes = {file.stat().st_size for file in tmp_path.glob("step-*.weights")}
     assert len(sizes) > 1, "no file was truncated"
+
+
+def test_with_every_host_out_of_step_or_dead_many_processes_go_on_as_one_does(tmp_path):
+    of = world(
+        *(Desync(at=4 + host, host=host) for host in (2, 0, 3, 1)),
+        BitFlip(at=15, bit=26, share=0.3),
+        *(Crash(at=70 + host, host=host, dead=True) for host in range(4)),
+        deadline=400.0,
+    )
+    everyone = ConfigureRanks(use_spare=(0, 1, 2, 3))
+    replay, sums = Diagnose(what="replay"), Diagnose(what="weight_checksum")
+    events = [WINDOW, replay, sums, WINDOW, replay, WINDOW, WINDOW, WINDOW, replay]
+    events += [WINDOW, everyone, WINDOW]
+    one, reports = play(of, *events)
+    with Processes(of.network, tmp_path) as ranks:
+        other, others = play(of, *events, ranks=ranks)
+    for report, found in zip(reports, others, strict=True):
+        assert found == report
+    assert same(one, other)
+    assert not any(each.alive for each in reports[-3].ranks), "somebody was left"
+    assert len(reports[-1].losses) == 25
 
 
 def test_a_lost_host_is_really_killed_and_another_process_takes_its_place(tmp_path):

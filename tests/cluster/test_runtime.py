@@ -23,7 +23,7 @@ from ml_trainer_env.server.runtime.records import Records
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.runtime.sharing import SharingRunner
 
-WORLD = world(*EVERYTHING)
+WORLD = world(*EVERYTHING, deadline=240.0)
 WORKLOAD = Workload("cluster_cnn", "fashion_mnist", 16, 1, Scale(0.0, 1.0), world=WORLD)
 EVENTS: list[Event] = [
     WINDOW,
@@ -134,7 +134,7 @@ def _mnist() -> Workload:
     ("network", "dataset"), [("cluster_cnn", "fashion_mnist"), ("cluster_lm", "kjv")]
 )
 def test_workers_train_clusters_to_the_same_bits(network, dataset):
-    of = world(*EVERYTHING, network=network)
+    of = world(*EVERYTHING, network=network, deadline=240.0)
     workload = Workload(network, dataset, 16, 1, Scale(0.0, 1.0), world=of)
     run = runs.begin(workload, 0, trainer.engine())
     _, reports = play(of, *EVENTS)

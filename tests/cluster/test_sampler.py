@@ -12,7 +12,7 @@ ROWS = 48
 
 def pass_over(name, order, shard, per_batch=8, number=0):
     batches = ROWS // per_batch
-    samplers = [Sampler(number * batches + n, order) for n in range(batches)]
+    samplers = [Sampler(number * batches + n, orders=(0,) * order) for n in range(batches)]
     return np.concatenate([rows_of(name, each, shard, per_batch, ROWS) for each in samplers])
 
 
@@ -39,6 +39,17 @@ def test_a_batch_may_lie_in_two_passes():
     assert list(both) == [*first[42:], second[0]]
 
 
-def test_a_reshuffled_sampler_begins_anew():
-    assert Sampler(7).reshuffled() == Sampler(0, 1)
-    assert Sampler(7).skipping(3) == Sampler(10)
+def test_a_reshuffled_sampler_begins_anew_and_its_stream_goes_on():
+    there = Sampler().skipping(7)
+    assert there == Sampler(7, 7)
+    assert there.reshuffled() == Sampler(0, 7, (7,))
+    assert there.reshuffled().order == 1
+    assert there.reshuffled().skipping(3) == Sampler(3, 10, (7,))
+
+
+def test_a_checkpoint_of_this_order_goes_on_where_it_was_and_one_of_another_at_its_beginning():
+    written = Sampler().skipping(7)
+    assert written.skipping(5).resumed(written) == written
+    present = written.skipping(5).reshuffled().skipping(2)
+    assert present.resumed(written) == Sampler(0, 7, (12,))
+    assert present.resumed(present.skipping(-1)) == Sampler(1, 13, (12,))

@@ -27,8 +27,8 @@ STEADY = SETTINGS.model_copy(update={"lr_schedule": "constant", "warmup": 0.0})
 STEADILY = Train(settings=STEADY)  # so that seconds do not change the rate
 
 
-def world(*faults, network: NetworkName = "cluster_cnn"):
-    return World("tests", network, 4, 120.0, faults)
+def world(*faults, network: NetworkName = "cluster_cnn", ranks=4, deadline=120.0):
+    return World("tests", network, ranks, deadline, faults)
 
 
 def play(of, *events, state=None, ranks=None):
@@ -133,5 +133,5 @@ EVERYTHING = (
     Crash(at=33, host=3),
     SlowHost(host=0, since=3, times=1.5),
     BadResume(at=60, damage="truncated"),
-    Crash(at=75, host=0, dead=True),
+    Crash(at=75, host=4, dead=True),  # of rank 0, since the job was moved
 )
