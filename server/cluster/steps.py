@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ml_trainer_env.events import Settings
-from ml_trainer_env.server.cluster import clock
+from ml_trainer_env.server.cluster import clock, rates
 from ml_trainer_env.server.cluster.ranks import Part, Ranks, Update
 from ml_trainer_env.server.cluster.reading import read
 from ml_trainer_env.server.cluster.seen import Seen, finite
@@ -26,8 +26,6 @@ from ml_trainer_env.server.cluster.state import (
     merged,
 )
 from ml_trainer_env.server.worlds import World
-
-FLOOR = 0.05  # of the cosine, at the deadline
 
 
 class Cluster:
@@ -97,10 +95,7 @@ class Cluster:
     def rate(self, settings: Settings) -> float:
         """In force: warm-up and cosine are functions of the clock, for time is what runs out."""
         part = self.state.seconds / self.world.deadline
-        factor = min(1.0, part / settings.warmup + 1e-3) if settings.warmup else 1.0
-        if settings.lr_schedule == "cosine":
-            factor *= FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
-        return settings.learning_rate * (factor * self.wrong(settings))
+        return settings.learning_rate * (rates.factor(settings, part) * self.wrong(settings))
 
     def wrong(self, settings: Settings) -> float:
         """By how much the rate is wrong: 1 once somebody has set it since."""
