@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -67,6 +67,13 @@ class Act(BaseModel):
     arguments: dict[str, Any]
 
 
+class Point(NamedTuple):
+    """Of a run's validation loss."""
+
+    seconds: int  # on the clock
+    val: int  # thousandths of a nat
+
+
 class Forked(BaseModel):
     """A line of the cluster: hidden-test losses at the deadline, in nats."""
 
@@ -78,6 +85,8 @@ class Forked(BaseModel):
     nothing: float
     remedies: tuple[float, ...]  # in their order
     best: tuple[Act, ...]  # of nothing and these; nothing has no acts
+    curve: tuple[Point, ...]  # of doing nothing
+    best_curve: tuple[Point, ...]  # of the best; empty where that is to do nothing
 
 
 class Healthy(BaseModel):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from ml_trainer_env.events import Settings, Train
+from ml_trainer_env.events import Event, Settings, Train
+from ml_trainer_env.frozen import Point
 from ml_trainer_env.server.cluster.networks import NETWORKS
 from ml_trainer_env.server.cluster.reading import corpus
 from ml_trainer_env.server.cluster.state import ClusterState, merged
@@ -13,26 +15,50 @@ from ml_trainer_env.server.incidents import BASE, Scheduled
 from ml_trainer_env.server.worlds import World
 
 
-def until(world: World, seconds: float, state: ClusterState | None = None) -> ClusterState:
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A run up to some point: forks go on from it."""
+
+    state: ClusterState
+    curve: tuple[Point, ...] = field(default=())  # the validation loss after each window
+
+
+def begun(world: World) -> Played:
+    return Played(start(world, 0))
+
+
+def until(world: World, seconds: float, played: Played | None = None) -> Played:
     """Left alone up to the first end of a window at which so many are over."""
-    state = state or start(world, 0)
-    while state.seconds < min(seconds, world.deadline):
-        state, _ = advance(world, 0, state, Train(settings=BASE))
-    return state
+    played = played or begun(world)
+    while played.state.seconds < min(seconds, world.deadline):
+        played = _then(world, played, Train(settings=BASE))
+    return played
 
 
 def finished(
-    world: World, state: ClusterState | None = None, remedies: Sequence[Scheduled] = ()
-) -> float:
-    """The hidden-test loss at the deadline, when these are applied, each at its time."""
-    settings, state = BASE, state or start(world, 0)
+    world: World, played: Played | None = None, remedies: Sequence[Scheduled] = ()
+) -> Played:
+    """At the deadline, when these are applied, each at its time."""
+    settings, played = BASE, played or begun(world)
     pending = sorted(remedies, key=lambda each: each.since)
-    while state.seconds < world.deadline:
-        while pending and state.seconds >= pending[0].since:
+    while played.state.seconds < world.deadline:
+        while pending and played.state.seconds >= pending[0].since:
             for each in pending.pop(0).does:
                 if isinstance(each, Settings):
                     settings = each
-                elif state.seconds < world.deadline:
-                    state, _ = advance(world, 0, state, each)
-        state, _ = advance(world, 0, state, Train(settings=settings))
-    return mean_loss(NETWORKS[world.network], merged(state), corpus(world.network).test)
+                elif played.state.seconds < world.deadline:
+                    played = _then(world, played, each)
+        if played.state.seconds < world.deadline:
+            played = _then(world, played, Train(settings=settings))
+    return played
+
+
+def loss(world: World, played: Played) -> float:
+    """On the hidden test, in nats."""
+    return mean_loss(NETWORKS[world.network], merged(played.state), corpus(world.network).test)
+
+
+def _then(world: World, played: Played, event: Event) -> Played:
+    state, report = advance(world, 0, played.state, event)
+    point = Point(seconds=round(report.seconds), val=round(1000 * report.val_loss))
+    return Played(state, (*played.curve, point))

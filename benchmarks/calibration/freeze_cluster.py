@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from statistics import fmean, stdev
 from typing import Any
@@ -20,12 +21,19 @@ from typing import Any
 import torch
 
 from ml_trainer_env import frozen
-from ml_trainer_env.benchmarks.calibration.cluster_runs import finished, until
+from ml_trainer_env.benchmarks.calibration.cluster_runs import Played, finished, loss, until
 from ml_trainer_env.events import ConfigureData, ConfigureRanks, Event, Restore, Settings
 from ml_trainer_env.frozen import Act, Forked, Healthy
 from ml_trainer_env.server.cluster.training import advance
 from ml_trainer_env.server.counterfactuals import Counterfactuals, healthy_steps, known
-from ml_trainer_env.server.incidents import NETWORK, STEP_SECONDS, STEPS, Incident, incident
+from ml_trainer_env.server.incidents import (
+    NETWORK,
+    STEP_SECONDS,
+    STEPS,
+    Incident,
+    Scheduled,
+    incident,
+)
 from ml_trainer_env.server.worlds import World
 from ml_trainer_env.task_ids import CLUSTER, SPLITS, InstanceId, instances
 
@@ -43,31 +51,28 @@ def healthy_world(run: int, steps: int) -> World:
 def measure_healthy() -> Healthy:
     """The curve by which losses are told in steps, and what a redraw of the data's order does."""
     losses = [
-        fmean(finished(healthy_world(run, steps)) for run in range(RUNS)) for steps in DEADLINES
+        fmean(_loss_of(healthy_world(run, steps)) for run in range(RUNS)) for steps in DEADLINES
     ]
     of = healthy_world(0, STEPS)
-    state = until(of, of.deadline / 2)
+    state = until(of, of.deadline / 2).state
     ends: list[float] = []
     for _ in range(REDRAWS):
         state, _ = advance(of, 0, state, ConfigureData(reshuffle=True))
-        ends.append(finished(of, state))
+        state = replace(state, seconds=of.deadline / 2)  # the redraws alone are to differ
+        ends.append(loss(of, finished(of, Played(state))))
     pace = (DEADLINES[-1] - DEADLINES[-3]) / (losses[-3] - losses[-1])  # steps a nat, at the end
     return Healthy(steps=DEADLINES, losses=tuple(losses), spread=stdev(ends) * pace)
+
+
+def _loss_of(world: World) -> float:
+    return loss(world, finished(world))
 
 
 def forked(of: InstanceId) -> Forked:
     """The line of the first candidate that keeps what its kind promises."""
     for number in count():
         found = incident(of, number)
-        nothing, remedies = _losses(found)
-        line = Forked(
-            split=of.split,
-            index=of.index,
-            candidate=number,
-            nothing=nothing,
-            remedies=remedies,
-            best=_best(found, nothing, remedies),
-        )
+        line = _line(of, number, found)
         if _keeps(found, known(line)):
             return line
         if number == MOST_CANDIDATES:
@@ -75,19 +80,30 @@ def forked(of: InstanceId) -> Forked:
     raise AssertionError
 
 
-def _losses(of: Incident) -> tuple[float, tuple[float, ...]]:
-    """Of doing nothing, and of each remedy."""
-    first = min((each.since for remedy in of.remedies for each in remedy), default=0.0)
-    before = until(of.world, first)
-    remedies = tuple(finished(of.world, before, remedy) for remedy in of.remedies)
-    return finished(of.world, before), remedies
+def _line(of: InstanceId, number: int, found: Incident) -> Forked:
+    world = found.world
+    first = min((each.since for remedy in found.remedies for each in remedy), default=0.0)
+    before = until(world, first)
+    nothing = finished(world, before)
+    runs = [finished(world, before, remedy) for remedy in found.remedies]
+    losses = [loss(world, each) for each in runs]
+    best = min(range(len(runs)), key=losses.__getitem__, default=None)
+    if best is not None and losses[best] >= loss(world, nothing):
+        best = None
+    return Forked(
+        split=of.split,
+        index=of.index,
+        candidate=number,
+        nothing=loss(world, nothing),
+        remedies=tuple(losses),
+        best=() if best is None else _acts(found.remedies[best]),
+        curve=nothing.curve,
+        best_curve=() if best is None else runs[best].curve,
+    )
 
 
-def _best(of: Incident, nothing: float, losses: Sequence[float]) -> tuple[Act, ...]:
+def _acts(remedy: Sequence[Scheduled]) -> tuple[Act, ...]:
     """As an agent would do it, by tools."""
-    loss, remedy = min(zip(losses, of.remedies, strict=True), default=(nothing, ()))
-    if loss >= nothing:
-        return ()
     return tuple(
         Act(since=each.since, tool=tool, arguments=arguments)
         for each in remedy

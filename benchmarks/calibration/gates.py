@@ -20,7 +20,7 @@ from statistics import fmean
 import torch
 from rich.table import Table
 
-from ml_trainer_env.benchmarks.calibration.cluster_runs import finished, until
+from ml_trainer_env.benchmarks.calibration.cluster_runs import finished, loss, until
 from ml_trainer_env.events import MICRO_SHARDS, ConfigureData, ConfigureRanks, Restore
 from ml_trainer_env.server.counterfactuals import ACTIONABLE, healthy_steps
 from ml_trainer_env.server.draws import Draw
@@ -96,7 +96,7 @@ def _drawn(name: str, number: int) -> dict[str, float]:
     state = until(of.world, since)
 
     def worth(does: Remedy) -> float:
-        return healthy_steps(finished(of.world, state, (Scheduled(since, does),)))
+        return healthy_steps(loss(of.world, finished(of.world, state, (Scheduled(since, does),))))
 
     nothing = worth(())
     remedies = [worth(remedy[0].does) for remedy in of.remedies]
