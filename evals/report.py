@@ -10,10 +10,23 @@ from statistics import fmean, median
 
 from ml_trainer_env.agents.summary import percent
 from ml_trainer_env.evals import files
-from ml_trainer_env.evals.results import Found, Row, bootstrap, engines, groups, mean, paired, rows
+from ml_trainer_env.evals.results import (
+    Found,
+    Interval,
+    Row,
+    bootstrap,
+    engines,
+    groups,
+    mean,
+    paired,
+    rows,
+    watched,
+)
+from ml_trainer_env.task_ids import CLUSTER
 
 LADDER = ("nothing", "random", "naive", "expert")  # each must do better than the one before
 FAMILY_LADDER = ("nothing", "random", "constant", "expert", "oracle")
+OPERATORS_LADDER = ("nothing", "random", "panic", "watchdog", "careful", "oracle")
 NOISE = 2.0  # standard errors within which two accuracies count as equal
 IMAGES: dict[str, tuple[int, int]] = {  # of validation and of the hidden test
     "easy_mnist": (1000, 2000),
@@ -25,6 +38,12 @@ OF_INSTANCES = (1000, 2000)
 _COLUMNS = (
     *("agent", "attempts", "score", "95% interval", "median", "return"),
     *("val acc", "hidden test", "gap", "epochs", "seconds"),
+)
+
+
+_OF_CLUSTERS = (
+    *("agent", "attempts", "both", "95% interval", "recovery", "95% interval"),
+    *("restraint", "95% interval", "score", "seconds"),
 )
 
 
@@ -74,8 +93,10 @@ def markdown(
 
 def table(found: Sequence[Row]) -> str:
     """One line a player. The numbers are means over the seeds unless they say otherwise."""
-    lines = [_line(_COLUMNS), _line(["---", *["---:"] * (len(_COLUMNS) - 1)])]
-    lines += [_line(_cells(row)) for row in found]
+    of_clusters = all(row.group.startswith(CLUSTER) for row in found)
+    columns, cells = (_OF_CLUSTERS, _operator_cells) if of_clusters else (_COLUMNS, _cells)
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    lines += [_line(cells(row)) for row in found]
     return "\n".join(lines)
 
 
@@ -86,6 +107,8 @@ def checks(found: Sequence[Row]) -> list[str]:
         of_group = [row for row in found if row.group == group]
         is_family = "/" in group
         names, ladder = (FAMILY_LADDER, _paired_ladder) if is_family else (LADDER, _ladder)
+        if group.startswith(CLUSTER):
+            names, ladder = OPERATORS_LADDER, _operators_ladder
         for way in dict.fromkeys(map(_circumstances, of_group)):
             compared = {row.agent: row for row in of_group if _circumstances(row) == way}
             lines += ladder(group, [compared[name] for name in names if name in compared])
@@ -112,6 +135,17 @@ def _paired_ladder(group: str, ladder: Sequence[Row]) -> list[str]:
                 f"{len(apart)}, above 0: {_verdict(between.low > 0)}."
             )
     return lines
+
+
+def _operators_ladder(group: str, ladder: Sequence[Row]) -> list[str]:
+    """By the harmonic mean of recovery and restraint."""
+    known = [(row, found) for row in ladder if (found := watched(row))]
+    known.sort(key=lambda pair: pair[1].both)
+    return [
+        f"{group}: {lower.label} {of_lower.both:.3f} < {higher.label} {of_higher.both:.3f}, "
+        f"intervals apart: {_verdict(of_lower.interval.below(of_higher.interval))}."
+        for (lower, of_lower), (higher, of_higher) in pairwise(known)
+    ]
 
 
 def _ladder(task_id: str, ladder: Sequence[Row]) -> list[str]:
@@ -165,6 +199,27 @@ def _cells(row: Row) -> list[str]:
         f"{fmean(r.epochs for r in results):.0f}",
         f"{fmean(r.seconds for r in results):.1f}",
     ]
+
+
+def _operator_cells(row: Row) -> list[str]:
+    found, nothing = watched(row), "-"
+    cells = [nothing] * 6
+    if found:
+        cells = [
+            f"**{found.both:.3f}**",
+            _between(found.interval),
+            f"{found.recovery:.3f}",
+            _between(found.recovery_interval),
+            f"{found.restraint:.3f}",
+            _between(found.restraint_interval),
+        ]
+    seconds = fmean(r.seconds for r in row.results)
+    score = f"{fmean(row.scores):.3f}"
+    return [row.label, f"{len(row.results)}", *cells, score, f"{seconds:.1f}"]
+
+
+def _between(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
 def _score(row: Row) -> str:

@@ -52,6 +52,7 @@ class Result:
     val_accuracy: float | None
     hidden_test_accuracy: float | None
     gap: float | None
+    measure: str  # what the score is of: of a cluster recovery or restraint
     curve: tuple[Point, ...]
 
     @classmethod
@@ -71,6 +72,7 @@ class Result:
             val_accuracy=end.grade.val_accuracy,
             hidden_test_accuracy=end.grade.hidden_test_accuracy,
             gap=end.grade.generalization_gap,
+            measure=end.grade.components[0].name if end.grade.components else "",
             curve=_curve(record),
         )
 
@@ -122,6 +124,17 @@ class Row:
     def interval(self) -> Interval:
         """95% of the mean score. Seeds of one instance count as one: as their mean."""
         return bootstrap(_by_instance((r.task_id, r.score) for r in self.results))
+
+
+class Watched(NamedTuple):
+    """An operator: whether it saves what can be saved, and leaves alone what is well."""
+
+    recovery: float
+    recovery_interval: Interval
+    restraint: float
+    restraint_interval: Interval
+    both: float  # their harmonic mean: always doing nothing has 0, and panic little
+    interval: Interval
 
 
 class Found(NamedTuple):
@@ -200,11 +213,43 @@ def _place(result: Result) -> tuple[int, int]:
 
 def bootstrap(values: Sequence[float]) -> Interval:
     """95% interval of the mean, by the percentiles of its resamples; always the same ones."""
+    return _bounds(_means(values))
+
+
+def _means(values: Sequence[float]) -> list[float]:
+    """Of resamples; always the same ones."""
     sample = np.asarray(values)
     chosen = np.random.default_rng(0).integers(0, len(sample), (RESAMPLES, len(sample)))
+    return sample[chosen].mean(axis=1).tolist()
+
+
+def _bounds(resampled: Sequence[float]) -> Interval:
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(sample[chosen].mean(axis=1), (tail, 1 - tail))
+    low, high = np.quantile(resampled, (tail, 1 - tail))
     return Interval(float(low), float(high))
+
+
+def watched(row: Row) -> Watched | None:
+    """Of a row of clusters; None for another, and where one of the two was not played."""
+    recovery, restraint = (
+        _by_instance((r.task_id, r.score) for r in row.results if r.measure == name)
+        for name in ("recovery", "restraint")
+    )
+    if not recovery or not restraint:
+        return None
+    resampled = [_harmonic(*pair) for pair in zip(*map(_means, (recovery, restraint)), strict=True)]
+    return Watched(
+        float(np.mean(recovery)),
+        bootstrap(recovery),
+        float(np.mean(restraint)),
+        bootstrap(restraint),
+        _harmonic(float(np.mean(recovery)), float(np.mean(restraint))),
+        _bounds(resampled),
+    )
+
+
+def _harmonic(one: float, other: float) -> float:
+    return 2 * one * other / (one + other) if one + other else 0.0
 
 
 def mean(values: Iterable[float | None]) -> float | None:
