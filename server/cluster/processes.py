@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore  # torch.distributed hides it
 
 from ml_trainer_env.server.cluster.networks import NETWORKS, Rows
 from ml_trainer_env.server.cluster.ranks import (
@@ -228,7 +229,7 @@ class _Serving:
     def __init__(self, network: NetworkName) -> None:
         self._network = NETWORKS[network]
         self._away = False
-        self._group: dist.ProcessGroupGloo | None = None
+        self._group: Any = None  # of gloo; its collectives are in no stub
 
     def hold(self, arrays: list[np.ndarray], updates: int, away: bool) -> None:
         weights, *moments = map(torch.from_numpy, arrays)
@@ -244,7 +245,7 @@ class _Serving:
         self._group, self._number = None, number  # the old one is closed first
         late = timedelta(seconds=LATE)
         try:
-            store = dist.FileStore(place, count)
+            store = FileStore(place, count)
             store.set_timeout(late)
             self._group = dist.ProcessGroupGloo(store, number, count, late)
         except (dist.DistError, RuntimeError):
