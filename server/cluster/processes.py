@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore  # torch.distributed hides it
 
 from ml_trainer_env.server.cluster.networks import NETWORKS, Rows
 from ml_trainer_env.server.cluster.ranks import (
@@ -245,7 +244,7 @@ class _Serving:
         self._group, self._number = None, number  # the old one is closed first
         late = timedelta(seconds=LATE)
         try:
-            store = FileStore(place, count)
+            store = dist.FileStore(place, count)  # pyright: ignore[reportPrivateImportUsage]
             store.set_timeout(late)
             self._group = dist.ProcessGroupGloo(store, number, count, late)
         except (dist.DistError, RuntimeError):
