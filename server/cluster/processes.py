@@ -196,7 +196,7 @@ class Processes:
         if hosts == self._group:
             return
         self._groups += 1
-        place = f"file://{self._folder.absolute()}/group-{self._groups}"
+        place = str(self._folder.absolute() / f"group-{self._groups}")
         there = [host for host in hosts if host in self._hosts]
         for host in there:
             self._tell(host, "meet", place, hosts.index(host), len(hosts))
@@ -204,6 +204,8 @@ class Processes:
         if missing := [host for host in wanted if host not in there]:
             assert not any(met), "a group met without one of its hosts"
             raise Lost(missing[0])
+        if not all(met):
+            raise ConnectionError(f"of hosts {hosts} some did not meet within {LATE:g} s")
         self._group = hosts
 
     def _ask(self, host: int, what: str, *arguments: Any) -> Any:
@@ -226,6 +228,7 @@ class _Serving:
     def __init__(self, network: NetworkName) -> None:
         self._network = NETWORKS[network]
         self._away = False
+        self._group: Any = None  # of gloo; its collectives are in no stub
 
     def hold(self, arrays: list[np.ndarray], updates: int, away: bool) -> None:
         weights, *moments = map(torch.from_numpy, arrays)
@@ -237,16 +240,13 @@ class _Serving:
         return [part.numpy() for part in (model.weights, *model.moments)], model.updates
 
     def meet(self, place: str, number: int, count: int) -> bool:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        """Not torch's default group: after one that failed, its name differs between hosts."""
+        self._group, self._number = None, number  # the old one is closed first
+        late = timedelta(seconds=LATE)
         try:
-            dist.init_process_group(
-                "gloo",
-                init_method=place,
-                rank=number,
-                world_size=count,
-                timeout=timedelta(seconds=LATE),
-            )
+            store = dist.FileStore(place, count)  # pyright: ignore[reportPrivateImportUsage]
+            store.set_timeout(late)
+            self._group = dist.ProcessGroupGloo(store, number, count, late)
         except (dist.DistError, RuntimeError):
             return False
         return True
@@ -254,14 +254,14 @@ class _Serving:
     def step(self, part: Part, counts: list[int], order: list[int]) -> tuple[np.ndarray, ...]:
         """Compute, and exchange the gradients: those of each part come from its host."""
         rows = Rows(*map(torch.from_numpy, part.rows))
+        assert self._group is not None, "hosts meet before they compute"
         own = self._memory.contribution(part._replace(rows=rows))
         time.sleep(max(0.0, SLEEP * (part.slowdown - 1)))
         width = own.gradients.shape[1]
         self._rows: list[Tensor] = []
         for count, source in zip(counts, order, strict=True):
-            mine = source == dist.get_rank()
-            found = own.gradients if mine else torch.empty(count, width)
-            dist.broadcast(found, source)
+            found = own.gradients if source == self._number else torch.empty(count, width)
+            self._group.broadcast(found, source).wait()
             self._rows += found.unbind()
         return own.losses.numpy(), own.gradients.numpy()
 

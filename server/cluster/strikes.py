@@ -19,16 +19,16 @@ from ml_trainer_env.server.worlds import (
 )
 
 
-def strikes(world: World) -> list[Strike]:
+def in_order(world: World) -> list[Strike]:
     """In the order of their time."""
     found = [fault for fault in world.faults if isinstance(fault, Strike)]
     return sorted(found, key=lambda strike: strike.at)
 
 
-def strike(cluster: Cluster, settings: Settings, seen: Seen) -> bool:
+def strike_due(cluster: Cluster, settings: Settings, seen: Seen) -> bool:
     """What is due by now happens. False where it ends the window."""
     going_on = True
-    for each in strikes(cluster.world)[cluster.state.struck :]:
+    for each in in_order(cluster.world)[cluster.state.struck :]:
         if each.at > cluster.state.seconds:
             break
         cluster.set(struck=cluster.state.struck + 1)

@@ -47,7 +47,7 @@ from ml_trainer_env.server.cluster.state import (
     owners,
 )
 from ml_trainer_env.server.cluster.steps import Cluster
-from ml_trainer_env.server.cluster.strikes import strike
+from ml_trainer_env.server.cluster.strikes import strike_due
 from ml_trainer_env.server.engine import modes
 from ml_trainer_env.server.models_nn import initial_weights
 from ml_trainer_env.server.worlds import Sampler, World
@@ -144,7 +144,7 @@ def _step(cluster: Cluster, settings: Settings, seen: Seen) -> bool:
         return False
     if cluster.state.step % settings.checkpoint_every == 0:
         cluster.save()
-    return strike(cluster, settings, seen)
+    return strike_due(cluster, settings, seen)
 
 
 def _restore(cluster: Cluster, event: Restore) -> Report:

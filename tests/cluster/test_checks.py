@@ -1,6 +1,8 @@
 """Which events can be: told in a line before anything is done, from a state or from its report."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -91,6 +93,12 @@ def test_each_of_many_ranks_needs_a_micro_shard():
     assert check(of, replace(fewer, quarantined=frozenset(four)), ConfigureRanks()) == (
         "exclude: 14 ranks would work on 12 micro-shards; each needs one at least"
     )
+
+
+def test_whoever_checks_needs_no_torch():
+    module = "ml_trainer_env.server.cluster.checks"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 RANKS = st.lists(st.integers(0, 4), max_size=2).map(tuple)

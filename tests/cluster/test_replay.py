@@ -52,10 +52,12 @@ def test_a_rank_that_was_out_of_step_when_the_window_began_is_so_in_the_replay()
     events = [WINDOW, WINDOW, REPLAY]
     state, (*_, report) = play(of, *events)
     assert report.finding[-1] == SAME
+    assert state.window is not None
     assert set(state.window.apart) == {2}
     _, reports = play(of, *events, ranks=OneByOne(NETWORKS[of.network]))
     assert reports[-1] == report
     again = unpack(*pack(state))
+    assert again.window is not None
     assert torch.equal(again.window.apart[2], state.window.apart[2])
     assert play(of, REPLAY, state=again)[1] == play(of, REPLAY, state=state)[1]
 

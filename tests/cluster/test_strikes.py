@@ -7,7 +7,9 @@ import torch
 from clusters import SETTINGS, STEADILY, WINDOW, play, same, world
 
 from ml_trainer_env.events import ConfigureRanks, Diagnose, Train
-from ml_trainer_env.server.cluster.state import merged
+from ml_trainer_env.server.cluster.networks import NETWORKS
+from ml_trainer_env.server.cluster.packed import pack
+from ml_trainer_env.server.cluster.state import merged, most_bytes
 from ml_trainer_env.server.worlds import (
     BadResume,
     Corruption,
@@ -109,3 +111,5 @@ def test_with_every_host_out_of_step_the_training_goes_on():
     assert len(shown.losses) == 25
     assert not torch.equal(merged(state), state.model.weights)
     assert same(state, play(of, WINDOW, WINDOW)[0])
+    weighed = sum(tensor.nbytes for tensor in pack(state)[1].values())
+    assert weighed <= most_bytes(NETWORKS[of.network])
