@@ -54,6 +54,7 @@ STEP_SECONDS = {4: 1.014, 8: 0.652}  # by ranks, checkpoints included
 BASE = Settings(learning_rate=0.006)
 CORRECTED = BASE.model_copy(update={"revision": 1})
 NETWORK: NetworkName = "cluster_lm"
+HIGHEST_BIT = 30  # of the exponent: lower ones are often lived with
 LATER = 8  # steps after an onset, its remedy is due: by then the fault is there
 ONSET = (0.4, 0.6)  # of the steps
 SECOND_ONSET = (0.6, 0.75)  # of the second of a pair
@@ -271,7 +272,7 @@ def _corruption(at: Setting, scale: float, chance: float) -> Trouble:
 
 
 def _bit_flip(at: Setting) -> Trouble:
-    flip = BitFlip(at.seconds, 30 if at.beyond else 29, at.draw.uniform("share"))
+    flip = BitFlip(at.seconds, HIGHEST_BIT, at.draw.uniform("share"))
     return Trouble((flip,), ((Restore(step=at.checkpoint),),))
 
 

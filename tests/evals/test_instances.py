@@ -32,6 +32,7 @@ def result(agent: str, task_id: TaskId, score: float, *, seed: int = 0) -> Resul
         val_accuracy=0.8,
         hidden_test_accuracy=0.8,
         gap=0.0,
+        measure="hidden_accuracy",
         curve=(),
     )
 
