@@ -126,6 +126,8 @@ def _rule(name: str, schema: Mapping[str, Any]) -> str:
             return "must be a string" + (f" of {least} to {most} characters" if most else "")
         case "object":
             return "must be an object"
+        case "array":
+            return f"must be a list of whole numbers{_bounds('each', schema.get('items', {}))}"
         case _:
             return ""
 
