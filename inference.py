@@ -1,10 +1,10 @@
-"""The LLM baseline: a language model plays every task, over any OpenAI-compatible endpoint.
+"""The LLM baseline: a language model plays the three classic tasks, or those of `LLM_TASKS`.
 
     export OPENAI_API_KEY=...          # or OPENROUTER_API_KEY, or GEMINI_API_KEY; or a .env file
     export ENV_URL=http://localhost:8000
     uv run inference.py
 
-The variables are in `agents/llm/settings.py`. Each episode is recorded below `outputs/evals`, and a
+Any OpenAI-compatible endpoint will do. The variables are in `agents/llm/settings.py`. Each episode is recorded below `outputs/evals`, and a
 table ends the run. Exit status: 0 when every task was graded, 1 when the model or the environment
 could not be reached (what was finished is kept), 2 for settings that cannot be used (told in
 one line), 130 when interrupted.
@@ -31,7 +31,7 @@ from ml_trainer_env.agents.players import slug
 from ml_trainer_env.agents.records import Called, Ended, Line, RecordWriter, Remark
 from ml_trainer_env.agents.session import CONNECTION_ERRORS, RemoteSession
 from ml_trainer_env.agents.summary import summary
-from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
+from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.terminal import plain, stdout
 from ml_trainer_env.variables import one_line
 
@@ -54,7 +54,7 @@ def main() -> int:
         return 1
     ended: list[Ended] = []
     failure, status = None, 1
-    for task_id in CLASSIC_IDS:
+    for task_id in settings.tasks:
         try:
             ended.append(_play(task_id, settings, chat, folder, console))
         except (EndpointError, *CONNECTION_ERRORS) as error:
@@ -81,7 +81,7 @@ def _play(
     connect = partial(RemoteSession, settings.env_url, settings.env_token)
     player = agent.player(settings, task_id)
     with (
-        RecordWriter(folder / f"{task_id}-{SEED}.jsonl") as record,
+        RecordWriter(folder / f"{slug(task_id)}-{SEED}.jsonl") as record,
         Attempt(player, connect, task_id, SEED, [record, partial(_show, console)]) as attempt,
     ):
         agent.play(attempt, chat, settings.decisions(task_id))

@@ -11,6 +11,7 @@
 | LLM_RPM_LIMIT | 5 | requests in any minute, at most |
 | LLM_MAX_RETRIES | 3 | how often a request is repeated |
 | LLM_REASONING_EFFORT | minimal | for providers that take it |
+| LLM_TASKS | the three classic | what is played: ids, splits and parts of them, with commas |
 | LLM_MAX_STEPS_EASY, _MEDIUM, _HARD | 5, 6, 7 | decisions of the model for a task |
 | LLM_MAX_STEPS_INSTANCE, _CLUSTER | 12, 24 | for an instance of a family, for a cluster |
 """
@@ -21,10 +22,10 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ml_trainer_env.task_ids import TaskId, is_cluster
+from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId, is_cluster, named
 from ml_trainer_env.variables import (
     HttpUrl,
     Secret,
@@ -51,6 +52,20 @@ class Provider(NamedTuple):
     key: SecretStr
 
 
+def _named(names: str) -> list[TaskId]:
+    """Raises ValueError."""
+    return [task_id for name in names.split(",") if name.strip() for task_id in named(name.strip())]
+
+
+def _are_tasks(names: str) -> str:
+    if not _named(names):
+        raise ValueError("names no task")
+    return names
+
+
+TaskNames = Annotated[str, AfterValidator(_are_tasks)]
+
+
 class LLMSettings(BaseSettings):
     """How the model is asked, and for how many decisions."""
 
@@ -75,6 +90,7 @@ class LLMSettings(BaseSettings):
     llm_rpm_limit: Annotated[int, Field(ge=1)] = 5
     llm_max_retries: Annotated[int, Field(ge=0)] = 3
     llm_reasoning_effort: Text = "minimal"
+    llm_tasks: TaskNames = ",".join(CLASSIC_IDS)
     llm_max_steps_easy: Annotated[int, Field(ge=1)] = 5
     llm_max_steps_medium: Annotated[int, Field(ge=1)] = 6
     llm_max_steps_hard: Annotated[int, Field(ge=1)] = 7
@@ -115,6 +131,11 @@ class LLMSettings(BaseSettings):
         """What the environment asks for. That of Hugging Face is shown to its Spaces only."""
         token = self.ml_trainer_token or (self.hf_token if _is_space(self.env_url) else None)
         return token.get_secret_value() if token else None
+
+    @property
+    def tasks(self) -> list[TaskId]:
+        """Those that are to be played, in order."""
+        return _named(self.llm_tasks)
 
     def decisions(self, task_id: TaskId) -> int:
         classic = {

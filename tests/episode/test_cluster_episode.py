@@ -51,7 +51,11 @@ def test_who_trains_one_network_is_told_that_only_clusters_have_a_tool(episode) 
     ("tool", "arguments", "told"),
     [
         ("run_epochs", {"num_epochs": 0}, "num_epochs: must be a whole number with 1 <="),
-        ("configure_training", {"optimizer": "sgd"}, "unknown; configure_training takes learning_rate"),
+        (
+            "configure_training",
+            {"optimizer": "sgd"},
+            "unknown; configure_training takes learning_rate",
+        ),
         ("configure_training", {"gradient_clip": -1}, "gradient_clip: must be a number with 0 <="),
         ("configure_training", {"checkpoint_every": 1}, "checkpoint_every: must be a whole number"),
         ("adjust_learning_rate", {"new_lr": 10.0}, "new_lr: at this point of the schedule at most"),

@@ -84,3 +84,15 @@ def test_a_value_that_cannot_be_used_is_named(
 def test_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "very secret")
     assert "very secret" not in f"{LLMSettings.load()!r}"
+
+
+def test_tasks_are_named_by_ids_splits_and_parts_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a")
+    assert LLMSettings.load().tasks == ["easy_mnist", "medium_fashion", "hard_cifar"]
+    monkeypatch.setenv("LLM_TASKS", "hard_cifar, cluster/eval/3-4")
+    assert LLMSettings.load().tasks == ["hard_cifar", "cluster/eval/3", "cluster/eval/4"]
+    assert LLMSettings.load().decisions("cluster/eval/3") == 24
+    for wrong in ("nothing", ",", "cluster/eval/80"):
+        monkeypatch.setenv("LLM_TASKS", wrong)
+        with pytest.raises(LLMSettingsError, match="LLM_TASKS"):
+            LLMSettings.load()
