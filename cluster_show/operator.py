@@ -17,9 +17,11 @@ def answer(began: int, val_loss: float | None, report: Report) -> tuple[Event, s
     if gone and any("timed out" in incident for incident in report.incidents):
         ranks = ", ".join(map(str, gone))
         return ConfigureRanks(use_spare=gone), f"a spare host takes the place of rank {ranks}"
-    back = "back to a checkpoint from before this window"
+    # Nor the one that the job has just started from: its file may be what is wrong.
+    event = Restore(step=max(0, min(began, report.step - 1)))
+    back = "back to a checkpoint from before it"
     if report.skipped:
-        return Restore(step=began), f"{report.skipped} updates were skipped: {back}"
+        return event, f"{report.skipped} updates were skipped: {back}"
     if val_loss is not None and report.val_loss > val_loss + WORSE:
-        return Restore(step=began), f"the validation loss leapt: {back}"
+        return event, f"the validation loss leapt: {back}"
     return None

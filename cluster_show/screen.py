@@ -76,7 +76,8 @@ class Screen:
         self.changed(hosts, report)
         losses = f"loss {number(report.train_loss, 3)}, validation {number(report.val_loss, 3)}"
         clocks = f"clock {report.seconds:.1f} s, real {took:.1f} s"
-        told = f"{len(report.losses)} steps, {losses}; {clocks}"
+        steps = "1 step" if len(report.losses) == 1 else f"{len(report.losses)} steps"
+        told = f"{steps}, {losses}; {clocks}"
         self.say(told, "green")
         if not self._live:
             self._console.print(board.ranks_shown(), Text())
