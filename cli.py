@@ -11,13 +11,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.text import Text
 
 from ml_trainer_env import terminal
 from ml_trainer_env.agents.catalogue import AGENTS
+from ml_trainer_env.cluster_show.faults import FAULTS, NO_FAULT
 from ml_trainer_env.surroundings import remembering, require_http_client, variables_set
 from ml_trainer_env.task_ids import CLASSIC_IDS, GROUPS, TaskId, instance_id, named
 from ml_trainer_env.variables import one_line, option, secret, server_url, settings_explained
@@ -120,6 +121,40 @@ def demo(tasks: Tasks = EVERY_TASK, seed: int = 0, url: Url = None) -> None:
     if any(map(instance_id, chosen)):
         raise typer.BadParameter("the demo plays the classic tasks; evaluate plays instances, too")
     raise typer.Exit(demo(chosen, seed, _url(url), _token()))
+
+
+@app.command(epilog="Example: `ml-trainer cluster --ranks-as-processes --fault dead,slow`")
+def cluster(
+    ranks_as_processes: Annotated[
+        bool,
+        typer.Option(
+            "--ranks-as-processes",
+            help="Every host a process of its own, over torch.distributed, really killed and "
+            "really slowed.",
+        ),
+    ] = False,
+    network: Annotated[
+        Literal["cluster_lm", "cluster_cnn"], typer.Option(help="A text or images.")
+    ] = "cluster_lm",
+    ranks: Annotated[int, typer.Option(min=2, max=16)] = 4,
+    windows: Annotated[int, typer.Option(min=1, help="Of 25 steps.")] = 4,
+    fault: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help=f"Of {', '.join(FAULTS)}, or {NO_FAULT}; several: a list with commas, or "
+            "the option again.",
+            autocompletion=_completion([*FAULTS, NO_FAULT]),
+        ),
+    ] = ["crash", "slow"],  # noqa: B006 - typer copies it
+    seed: int = 0,
+) -> None:
+    """Watch a cluster train while things go wrong, and every bit of it checked."""
+    names = _listed(",".join(fault), [*FAULTS, NO_FAULT], "fault")
+    from ml_trainer_env.cluster_show.show import show
+
+    chosen = [name for name in names if name != NO_FAULT]
+    raise typer.Exit(show(network, ranks, windows, chosen, seed, processes=ranks_as_processes))
 
 
 @app.command(epilog="Example: `ml-trainer serve --port 9000`")

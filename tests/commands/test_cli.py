@@ -17,7 +17,17 @@ from live import children, eventually, free_port, is_running, listens
 from ml_trainer_env.agents.catalogue import AGENTS
 from ml_trainer_env.task_ids import CLASSIC_IDS
 
-COMMANDS = ["demo", "serve", "mcp", "data fetch", "data status", "evaluate", "report", "replay"]
+COMMANDS = [
+    "demo",
+    "cluster",
+    "serve",
+    "mcp",
+    "data fetch",
+    "data status",
+    "evaluate",
+    "report",
+    "replay",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +50,9 @@ def test_every_command_explains_itself(command: str) -> None:
         (["evaluate", "--agents", "genius"], "no agent is named genius; known: nothing"),
         (["evaluate", "--seeds", "0"], "--seeds"),
         (["demo", "--tasks", "impossible"], "no task is named impossible"),
+        (["cluster", "--fault", "crash,fire"], "no fault is named fire; known: crash, dead"),
+        (["cluster", "--ranks", "1"], "--ranks"),
+        (["cluster", "--network", "easy_mnist"], "cluster_lm"),
         (["fly"], "No such command"),
     ],
 )
