@@ -4,10 +4,10 @@
     export ENV_URL=http://localhost:8000
     uv run inference.py
 
-Any OpenAI-compatible endpoint will do. The variables are in `agents/llm/settings.py`. Each episode is recorded below `outputs/evals`, and a
-table ends the run. Exit status: 0 when every task was graded, 1 when the model or the environment
-could not be reached (what was finished is kept), 2 for settings that cannot be used (told in
-one line), 130 when interrupted.
+Any OpenAI-compatible endpoint will do. The variables are in `agents/llm/settings.py`. Each episode
+is recorded below `outputs/evals`, and a table ends the run. Exit status: 0 when every task was
+graded, 1 when the model or the environment could not be reached (what was finished is kept), 2 for
+settings that cannot be used (told in one line), 130 when interrupted.
 """
 
 from __future__ import annotations
