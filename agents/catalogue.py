@@ -25,8 +25,8 @@ AGENTS: dict[str, tuple[str, str]] = {  # module, and function or class
     "halving": ("search", "halving"),
     "pbt": ("search", "population"),
     "panic": ("operators", "panic"),
-    "watchdog": ("operators", "watchdog"),
-    "careful": ("operators", "careful"),
+    "watchdog": ("watchdogs", "watchdog"),
+    "careful": ("watchdogs", "careful"),
     "llm": ("llm.agent", "LanguageModel"),
 }
 OPERATORS: dict[str, tuple[str, str]] = {  # who plays a cluster under a name that others have

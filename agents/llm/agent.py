@@ -15,8 +15,8 @@ from ml_trainer_env.agents.llm.answers import Reply
 from ml_trainer_env.agents.llm.calls import ToolRequest
 from ml_trainer_env.agents.llm.chat import Chat
 from ml_trainer_env.agents.llm.settings import LLMSettings
-from ml_trainer_env.agents.operators import train_on
 from ml_trainer_env.agents.players import Player
+from ml_trainer_env.agents.watching import train_on
 from ml_trainer_env.task_ids import TaskId
 
 SHOWN = 120  # characters of a model's own words that are shown to it again
