@@ -65,14 +65,14 @@ class Noting:
         task_id: Sequence[TaskId],
         trainer_state: TrainerState,
         **_: Any,
-    ) -> list[None]:
+    ) -> list[float | None]:
         step = trainer_state.global_step // self._updates
         played = zip(completions, environments, task_id, strict=True)
         with self.path.open("a", encoding="utf-8") as out:
             for messages, environment, task in played:
                 rollout = Rollout(step, task, environment.get_reward(), tuple(_calls(messages)))
                 out.write(json.dumps(asdict(rollout)) + "\n")
-        return [None] * len(completions)
+        return [None for _ in completions]
 
 
 def _calls(messages: Sequence[dict[str, Any]]) -> Iterator[Call]:
