@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import log10
 from pathlib import Path
-from statistics import fmean, geometric_mean, quantiles, stdev
+from statistics import fmean, quantiles, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -148,8 +148,12 @@ def habits(rollouts: Sequence[Rollout]) -> dict[str, Any]:
             sum(call.epochs for call in each.calls) / task_of(each.task_id).budget
             for each in rollouts
         ),
+        "never trained": fmean(not any(call.epochs for call in each.calls) for each in rollouts),
+        "trained one epoch first": fmean(
+            next((call.epochs for call in each.calls if call.epochs), 0) == 1 for each in rollouts
+        ),
         "submitted": fmean(_submitted(each) for each in rollouts),
-        "rate changed by, after": _reactions(rollouts),
+        "most frequent calls after": _reactions(rollouts),
         "rate most trained with": _spread([rate for rate, _ in rates]),
         "the same, times the hidden multiplier": _spread([scaled for _, scaled in rates]),
     }
@@ -176,21 +180,18 @@ def _most_trained(rollout: Rollout) -> float | None:
     return epochs.most_common(1)[0][0] if epochs else None
 
 
-def _reactions(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    """How often a rate was changed after training, and by which factor, by the loss before."""
-    factors: dict[str, list[float]] = {}
+def _reactions(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
+    """What comes after training: how often which call, by the loss that was told."""
+    following: dict[str, Counter[str]] = {}
     for each in rollouts:
-        rate, after = None, None
-        for call in each.calls:
-            if call.tool == "configure_training" and call.value:
-                if rate is not None and after is not None:
-                    factors.setdefault(after, []).append(call.value / rate)
-                rate, after = call.value, None
-            elif call.epochs:
-                after = _kind(call.val_loss)
+        for call, after in pairwise(each.calls):
+            if call.epochs:
+                said = after.tool if after.value is None else f"{after.tool} {after.value:g}"
+                following.setdefault(_kind(call.val_loss), Counter())[said] += 1
     return {
-        kind: [len(found), round(geometric_mean(found), 2)]
-        for kind, found in sorted(factors.items())
+        kind: {"cases": found.total()}
+        | {said: round(count / found.total(), 2) for said, count in found.most_common(3)}
+        for kind, found in sorted(following.items())
     }
 
 

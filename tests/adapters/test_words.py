@@ -172,7 +172,10 @@ def test_habits_tell_rates_and_reactions() -> None:
     found = words_rollouts.habits(rollouts)
 
     assert found["first rates"] == {3e-5: 1}
-    assert found["rate changed by, after"] == {"a loss like guessing": [1, 100.0]}
-    assert found["submitted"] == 0.5
+    assert found["most frequent calls after"] == {
+        "a loss like guessing": {"cases": 1, f"{CONFIGURE} 0.003": 1.0},
+        "a loss far below it": {"cases": 1, "submit_model": 1.0},
+    }
+    assert found["submitted"] == found["never trained"] == found["trained one epoch first"] == 0.5
     assert found["share of the budget trained"] == pytest.approx(21 / 28 / 2)
     assert [len(part) for part in words_rollouts.parts(rollouts, 2)] == [1, 1]
