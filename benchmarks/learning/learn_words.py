@@ -1,6 +1,6 @@
 """Can a language model learn it? GRPO by TRL, from random weights: `make learn-words`.
 
-    make learn-words ARGS='--steps 200'    # an hour; goes on where it was; the last line is JSON
+    make learn-words ARGS='--steps 200'    # half an hour; goes on; the last line is JSON
 
 The model is a Qwen3 of 230 thousand parameters, whose words include whole tool calls: it need not
 learn to spell, only what to call and when. It plays `varied_mlp` through `adapters/trl.py`, on a
