@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import set_seed
+from safetensors.torch import load_model
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -126,12 +128,16 @@ def train(url: str, steps: int) -> float:
     done = int(checkpoint.rpartition("-")[2]) // UPDATES if checkpoint else 0
     words_rollouts.keep(during, done)
     noting.path = during
-    grpo.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is None or done < steps:
+        grpo.train(resume_from_checkpoint=checkpoint)
+    else:  # what is told to train on from its last step plays one more
+        assert grpo.model is not None
+        load_model(grpo.model, Path(checkpoint) / "model.safetensors")
     noting.path = after
     after.unlink(missing_ok=True)
-    seconds = [log["step_time"] for log in grpo.state.log_history if "step_time" in log]
     grpo.evaluate()
-    return UPDATES * median(seconds)
+    state = TrainerState.load_from_json(f"{get_last_checkpoint(str(FOLDER))}/{TRAINER_STATE_NAME}")
+    return UPDATES * median(log["step_time"] for log in state.log_history if "step_time" in log)
 
 
 def report() -> dict[str, Any]:
