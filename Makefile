@@ -58,7 +58,7 @@ bench-cluster: data ## a window of four ranks against the usual way; last line i
 learn: data ## PPO on varied_mlp, hours; goes on where it was: ARGS='train --seed 0', 'report'
 	@$(PY) benchmarks/learning/learn.py $(ARGS)
 
-learn-words: data ## GRPO on a language model of random weights: ARGS='--steps 200'
+learn-words: data ## GRPO on a language model of random weights, half an hour; goes on where it was: ARGS='--steps 200'
 	@$(PY) benchmarks/learning/learn_words.py $(ARGS)
 
 soak: data ## ten minutes of many clients, killed workers and vanishing clients

@@ -60,7 +60,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         # The font has no signs for all scripts that the name of a model may be written in.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         for name, (plot, _) in pictures.items():
-            _save(plot(rows), folder / name)
+            save(plot(rows), folder / name)
     return [(name, shown) for name, (_, shown) in pictures.items()]
 
 
@@ -142,6 +142,16 @@ def _profile(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def save(figure: Figure, path: Path) -> None:
+    """As a palette PNG: flat colours need no more, and it is a third of the size."""
+    drawn, reduced = BytesIO(), BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    with Image.open(drawn) as picture:
+        palette = picture.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+        palette.save(reduced, "PNG", optimize=True)
+    files.write(path, reduced.getvalue())
+
+
 # Inside -------------------------------------------------------------------------------------------
 
 
@@ -176,16 +186,6 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.legend(
         entries.values(), entries.keys(), loc="outside right upper", frameon=False, fontsize=9
     )
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """As a palette PNG: flat colours need no more, and it is a third of the size."""
-    drawn, reduced = BytesIO(), BytesIO()
-    figure.savefig(drawn, dpi=DPI)
-    with Image.open(drawn) as picture:
-        palette = picture.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
-        palette.save(reduced, "PNG", optimize=True)
-    files.write(path, reduced.getvalue())
 
 
 def _colours(rows: Sequence[Row]) -> dict[str, str]:
