@@ -96,7 +96,11 @@ def _tiles(status: TrainingStatus, cluster: ClusterStatus) -> str:
             f"{out}{f'; no answer: {_list(silent)}' if silent else ''}; shards {shards}",
         ),
     )
-    return '<dl class="desk-tiles">' + "".join(cards.tile(*tile) for tile in tiles) + "</dl>"
+    return (
+        '<dl class="desk-tiles desk-plain">'
+        + "".join(cards.tile(*tile) for tile in tiles)
+        + "</dl>"
+    )
 
 
 def _list(numbers: tuple[int, ...] | list[int]) -> str:

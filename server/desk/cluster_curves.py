@@ -203,5 +203,5 @@ def _band(stretch: Stretch, place: Place) -> Figure:
 
 def _hosts(along: Sequence[Span], place: Place) -> Iterator[Figure]:
     for at, rank in lanes.fresh_hosts(along):
-        look = {"xanchor": "left", "bgcolor": "rgba(255,255,255,0.8)", "font": {"size": 11}}
+        look = {"xanchor": "left", "font": {"size": 11}}
         yield curves.text("▸ new host", at, rank, "x", place.axis, **look)

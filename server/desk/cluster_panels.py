@@ -26,7 +26,7 @@ SYMBOLS: dict[Kind, tuple[str, str]] = {  # and their colours
     "diagnose": ("circle-open", VAL),
     "settings": ("circle", VAL),
 }
-CALM, QUEER, SPOILT = "0,114,178", "136,90,190", "213,94,0"  # hues: time, gradients, data
+CALM, QUEER, SPOILT = "40,135,205", "136,90,190", "213,94,0"  # hues: time, gradients, data
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ def cells(along: Sequence[Span], lane: Lane, place: Place) -> Figure:
         "name": lane.title,
         "zmin": lane.usual,
         "zmax": lane.striking,
-        "colorscale": [[0, f"rgba({lane.hue},0.13)"], [1, f"rgba({lane.hue},1)"]],
+        "colorscale": [[0, f"rgba({lane.hue},0.16)"], [1, f"rgba({lane.hue},1)"]],
         "showscale": False,
         "xgap": 1,
         "ygap": 1 if lane.row < 10 else 2,
