@@ -62,9 +62,10 @@ def _sentence(text: str) -> str:
 def _budget(story: Story, cluster: ClusterStatus) -> str:
     most = story.task.tool_calls
     calls = most - story.status.tool_calls_left
+    deadline = round(cluster.deadline)  # the last step may end a little after it
     return (
         '<div class="desk-budget">'
-        + cards.bar("Clock, s", round(cluster.seconds), round(cluster.deadline))
+        + cards.bar("Clock, s", min(round(cluster.seconds), deadline), deadline)
         + cards.bar("Tool calls", calls, most)
         + "</div>"
     )

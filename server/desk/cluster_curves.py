@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from ml_trainer_env.server.desk import cluster_panels as panels
 from ml_trainer_env.server.desk import curves, lanes
 from ml_trainer_env.server.desk.cluster_panels import Lane, Place
-from ml_trainer_env.server.desk.curves import LOST, SHADE, VAL, Figure
+from ml_trainer_env.server.desk.curves import LOST, RATE, SHADE, VAL, Figure
 from ml_trainer_env.server.desk.lanes import Mark, Span, Stretch
 from ml_trainer_env.server.desk.story import Story
 
@@ -46,6 +46,7 @@ def figure(story: Story, other: Story | None = None) -> Figure:
     layout |= _rows(drawn, rest[2:])
     layout["shapes"] = [*bands, *_verticals(marks)]
     layout["annotations"] = [*_titles(titles, places), *told, *_numbers(marks, deadline)]
+    layout["annotations"] += [*_worths(story, places[0])] if story.forks else []
     layout["annotations"] += [*_hosts(along, rest[2])]
     return {"data": [*data, *panels.marked(marks, strip)], "layout": layout}
 
@@ -199,6 +200,20 @@ def _band(stretch: Stretch, place: Place) -> Figure:
         "opacity": 0.35,
         "line": {"width": 0},
     }
+
+
+def _worths(story: Story, place: Place) -> Iterator[Figure]:
+    """The healthy steps that each course is worth: on the left, where all are still one."""
+    grade, forks = story.status.grade, story.forks
+    if grade is None or forks is None:
+        return
+    courses = [("best remedy", RATE, "steps_of_best")] if forks.best_curve else []
+    courses += [("yours", VAL, "steps"), ("nothing done", SHADE, "steps_of_nothing")]
+    for number, (name, colour, steps) in enumerate(courses):
+        worth = grade.components[0].inputs[steps]
+        told = f'<span style="color:{colour}">━</span> {name}: {worth:.0f} steps'
+        corner = {"xanchor": "left", "yanchor": "top", "yshift": -20 - 20 * number}
+        yield curves.text(told, 0.02, place.top, "paper", "paper", **corner)
 
 
 def _hosts(along: Sequence[Span], place: Place) -> Iterator[Figure]:

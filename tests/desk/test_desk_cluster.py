@@ -10,6 +10,7 @@ import gradio as gr
 import plotly.graph_objects as go
 import pytest
 
+from ml_trainer_env import frozen
 from ml_trainer_env.events import (
     ConfigureData,
     ConfigureRanks,
@@ -114,6 +115,10 @@ def eventful() -> History:
     return history.add(Train(settings=Settings(learning_rate=0.003, revision=1)), 30)
 
 
+def drawn(story: Story) -> Any:
+    return go.Figure(cluster_curves.figure(story))
+
+
 def trace(figure: Any, name: str) -> Any:
     return next(each for each in figure.data if each.name == name)
 
@@ -171,7 +176,7 @@ def test_absences_hosts_and_checkpoints_have_their_time(eventful: History) -> No
 def test_the_picture_has_every_window_and_steps_back(
     eventful: History, status: TrainingStatus
 ) -> None:
-    figure = go.Figure(cluster_curves.figure(story_of(eventful, status)))
+    figure = drawn(story_of(eventful, status))
     assert len(trace(figure, "val loss").x) == len(eventful.records)
     assert list(trace(figure, "step").y) == [0, 25, 50, 75, 75, 75, 75, 50, 75]
     slow = trace(figure, "Ranks: seconds a step")
@@ -179,11 +184,12 @@ def test_the_picture_has_every_window_and_steps_back(
     assert len(slow.z) == 4
     told = [note.text for note in figure.layout.annotations]
     assert {"out", "▸ new host"} <= set(told)
-    assert figure.layout.xaxis.range[1] == TASK.cluster.world.deadline if TASK.cluster else False
+    assert TASK.cluster is not None
+    assert figure.layout.xaxis.range[1] == TASK.cluster.world.deadline
 
 
 def test_before_anything_was_trained_there_are_axes_alone(status: TrainingStatus) -> None:
-    figure = go.Figure(cluster_curves.figure(story_of(History(), status)))
+    figure = drawn(story_of(History(), status))
     assert not [t for t in figure.data if t.x and t.name != "healthy pace" and len(t.x) > 1]
 
 
@@ -209,7 +215,7 @@ def test_nothing_of_the_fault_is_shown_before_the_grade(
             TASK.aim.removeprefix(TASK.description).strip(), ""
         )
     after = replace(before, status=graded(status))
-    figure = go.Figure(cluster_curves.figure(after))
+    figure = drawn(after)
     assert after.forks is not None
     assert len(trace(figure, "nothing done").x) == len(after.forks.curve)
     assert len(trace(figure, "best remedy").x) == len(after.forks.best_curve)
@@ -250,5 +256,5 @@ def test_lists_are_ticked_or_written() -> None:
 
 def test_only_released_instances_surprise() -> None:
     assert {surprise(CLUSTER, "eval") for _ in range(50)} <= {
-        index for split, index in counterfactuals.frozen.forks() if split == "eval"
+        index for split, index in frozen.forks() if split == "eval"
     }
