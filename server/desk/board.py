@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.components.plot import PlotData
 
-from ml_trainer_env.server.desk import cards, curves
+from ml_trainer_env.server.desk import cards, cluster_cards, cluster_curves, curves
 from ml_trainer_env.server.desk.story import Story
 
 Shown = dict[Any, Any]  # component -> value or update, as Gradio's handlers return them
@@ -46,16 +46,20 @@ class Board:
         self, story: Story, other: Story | None = None, *, busy: bool = False, redraw: bool = True
     ) -> Shown:
         """All of an episode; without `redraw` the curves stay as they are."""
-        graded = cards.grade(story.status.grade) if story.status.grade else ""
+        told = cluster_cards if story.task.cluster else cards
+        drawing = cluster_curves if story.task.cluster else curves
+        if other and bool(other.task.cluster) != bool(story.task.cluster):
+            other = None  # they have no axis in common
+        graded = told.grade(story.status.grade) if story.status.grade else ""
         said = cards.remark(story.remark)
         shown: Shown = {
-            self.top: graded + cards.summary(story, busy=busy) + said,
+            self.top: graded + told.summary(story, busy=busy) + said,
             self.ledger: cards.ledger(story),
         }
         if redraw:
-            drawn = PlotData(type="plotly", plot=json.dumps(curves.figure(story, other)))
+            drawn = PlotData(type="plotly", plot=json.dumps(drawing.figure(story, other)))
             shown[self.plot] = gr.update(value=drawn, visible=True)
-            shown[self.legend] = gr.update(value=cards.legend(story, other), visible=True)
+            shown[self.legend] = gr.update(value=told.legend(story, other), visible=True)
         return shown
 
     def clear(self, instead: str | None = None) -> Shown:

@@ -17,7 +17,7 @@ from ml_trainer_env.server.episode.signals import DEFINITIONS
 
 FAULTS = re.compile(r"; (?!got )")  # between the faults of one message: `a: ...; got 11; b: ...`
 TERMS = tuple(RewardTerms.model_fields)
-_SPINNER = '<i class="desk-spin" role="img" aria-label="busy"></i>'
+SPINNER = '<i class="desk-spin" role="img" aria-label="busy"></i>'
 
 
 def masthead() -> str:
@@ -41,7 +41,7 @@ def note(text: str = "", kind: str = "info") -> str:
     if not text:
         return ""
     role = "alert" if kind in ("error", "full") else "status"
-    mark = {"info": "i", "busy": _SPINNER, "good": "✓", "error": "!", "full": "!"}[kind]
+    mark = {"info": "i", "busy": SPINNER, "good": "✓", "error": "!", "full": "!"}[kind]
     lines = FAULTS.split(text) if kind == "error" else [text]
     faults = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return (
@@ -58,7 +58,7 @@ def empty(title: str, text: str, code: str = "") -> str:
 
 def looking(what: str) -> str:
     """The first moment, before the server has answered."""
-    return f'<div class="desk-empty"><p>{_SPINNER} {escape(what)}</p></div>'
+    return f'<div class="desk-empty"><p>{SPINNER} {escape(what)}</p></div>'
 
 
 def full(reason: str) -> str:
@@ -90,7 +90,7 @@ def summary(story: Story, *, busy: bool = False) -> str:
 def _signal(status: TrainingStatus, *, busy: bool) -> str:
     mark, tone = words.SIGNALS[status.convergence_signal]
     word = status.convergence_signal.replace("_", " ")
-    spinner = _SPINNER if busy else ""
+    spinner = SPINNER if busy else ""
     return (
         f'<div class="desk-signal desk-{tone}"><strong>{spinner}<span aria-hidden="true">{mark}'
         f"</span> {word}</strong><small>{escape(DEFINITIONS[status.convergence_signal])}</small>"
@@ -113,13 +113,14 @@ def _budget(story: Story) -> str:
     calls = most - status.tool_calls_left
     return (
         '<div class="desk-budget">'
-        + _bar("Epochs", status.current_epoch, status.max_epochs)
-        + _bar("Tool calls", calls, most)
+        + bar("Epochs", status.current_epoch, status.max_epochs)
+        + bar("Tool calls", calls, most)
         + "</div>"
     )
 
 
-def _bar(label: str, spent: int, of: int) -> str:
+def bar(label: str, spent: int, of: int) -> str:
+    """How much of something is spent."""
     return (
         f'<div><span>{label}</span><div class="desk-bar" role="progressbar" aria-label="{label} '
         f'spent" aria-valuemin="0" aria-valuemax="{of}" aria-valuenow="{spent}">'
@@ -147,10 +148,11 @@ def _tiles(status: TrainingStatus) -> str:
         ("Gap", words.percent(status.generalization_gap), "clean train − val"),
         ("Learning rate", rate, f"{config.lr_schedule}, next epoch" if config else "not set"),
     )
-    return '<dl class="desk-tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>"
+    return '<dl class="desk-tiles">' + "".join(tile(*each) for each in tiles) + "</dl>"
 
 
-def _tile(name: str, value: str, detail: str) -> str:
+def tile(name: str, value: str, detail: str) -> str:
+    """One number that counts."""
     return (
         f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b>"
         f"<small>{escape(detail)}</small></dd></div>"
@@ -241,6 +243,17 @@ def _term(value: float) -> str:
 
 def grade(given: Grade) -> str:
     """The final score with all that it is made of."""
+    facts = (
+        ("Graded epoch", str(given.graded_epoch or words.NONE)),
+        ("Val accuracy", words.percent(given.val_accuracy)),
+        ("Gap", words.percent(given.generalization_gap)),
+        ("Hidden-test accuracy", words.percent(given.hidden_test_accuracy)),
+    )
+    return graded(given, facts)
+
+
+def graded(given: Grade, facts: Sequence[tuple[str, str]]) -> str:
+    """A grade, with these facts."""
     parts = "".join(
         f"<li><span>{escape(part.name)}</span>"
         f'<div class="desk-bar"><i style="width:{part.value:.1%}"></i></div>'
@@ -248,12 +261,6 @@ def grade(given: Grade) -> str:
         f"{escape(', '.join(f'{name} {value:.4g}' for name, value in part.inputs.items()))}</small>"
         "</li>"
         for part in given.components
-    )
-    facts = (
-        ("Graded epoch", str(given.graded_epoch or words.NONE)),
-        ("Val accuracy", words.percent(given.val_accuracy)),
-        ("Gap", words.percent(given.generalization_gap)),
-        ("Hidden-test accuracy", words.percent(given.hidden_test_accuracy)),
     )
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     by = "" if given.submitted_by == "agent" else " The last tool call submitted by itself."

@@ -32,6 +32,15 @@ MOST_DECADES = 3  # labels of the learning rate's axis
 Figure = dict[str, Any]
 Values = Callable[[EpochRecord], float | None]
 
+AXIS: Figure = {
+    "gridcolor": FAINT,
+    "zeroline": False,
+    "showline": True,
+    "linecolor": FAINT,
+    "tickfont": {"size": 12},
+    "fixedrange": True,  # so that a finger scrolls the page
+}
+
 
 class Panel(NamedTuple):
     """One of the three diagrams."""
@@ -151,7 +160,8 @@ def _traces(story: Story, *, faint: bool = False) -> list[Figure]:
     return traces
 
 
-def _text(text: str, x: float, y: float, xref: str, yref: str, **more: Any) -> Figure:
+def text(text: str, x: float, y: float, xref: str, yref: str, **more: Any) -> Figure:
+    """An annotation."""
     place = {"x": x, "y": y, "xref": xref, "yref": yref}
     return {"text": text, "showarrow": False, "font": {"size": 12}} | place | more
 
@@ -160,7 +170,7 @@ def _titles() -> Iterator[Figure]:
     for panel in (LOSS, ACCURACY, LEARNING_RATE):
         above = 18 if panel is LOSS else 0  # pixels: over the numbers of the bands
         corner = {"xanchor": "left", "yanchor": "bottom", "yshift": above}
-        yield _text(f"<b>{panel.title}</b>", 0.004, panel.top, "paper", "paper", **corner)
+        yield text(f"<b>{panel.title}</b>", 0.004, panel.top, "paper", "paper", **corner)
 
 
 def _graded_told(story: Story) -> Iterator[Figure]:
@@ -168,7 +178,7 @@ def _graded_told(story: Story) -> Iterator[Figure]:
     if graded is None or graded.val_accuracy is None:
         return
     told = "graded" if story.status.done else "to be graded"
-    yield _text(
+    yield text(
         f"{told}: {words.percent(graded.val_accuracy)}, epoch {graded.epoch}",
         graded.epoch,
         graded.val_accuracy,
@@ -194,7 +204,7 @@ def _eras(ruled: Sequence[Era], right: float) -> tuple[list[Figure], list[Figure
             bands.append({"type": "rect"} | place | look)
         if (end - start) / right >= NARROW:
             middle = (start + end) / 2
-            numbers.append(_text(f"<b>{number}</b>", middle, 1, "x", "paper", yanchor="bottom"))
+            numbers.append(text(f"<b>{number}</b>", middle, 1, "x", "paper", yanchor="bottom"))
     return bands, numbers
 
 
@@ -208,7 +218,7 @@ def _divergences(points: Sequence[EpochRecord]) -> tuple[list[Figure], list[Figu
         for x in at
     ]
     notes = [
-        _text(" ✕ diverged ", x, 0.99, "x", "paper", yanchor="top", xanchor=_towards_middle(x))
+        text(" ✕ diverged ", x, 0.99, "x", "paper", yanchor="top", xanchor=_towards_middle(x))
         for x in at
     ]
     return lines, notes
@@ -219,18 +229,10 @@ def _towards_middle(epoch: int) -> str:
     return "right" if epoch > ROOM / 2 else "left"
 
 
-def _layout(shown: Sequence[Story], right: float) -> Figure:
-    axis = {
-        "gridcolor": FAINT,
-        "zeroline": False,
-        "showline": True,
-        "linecolor": FAINT,
-        "tickfont": {"size": 12},
-        "fixedrange": True,  # so that a finger scrolls the page
-    }
-    rates = [point.learning_rate or 0.0 for each in shown for point in each.points]
+def base_layout(height: int) -> Figure:
+    """Of every figure."""
     return {
-        "height": HEIGHT,
+        "height": height,
         "margin": {"l": 52, "r": 10, "t": 44, "b": 40},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -239,6 +241,13 @@ def _layout(shown: Sequence[Story], right: float) -> Figure:
         "hoversubplots": "axis",
         "hoverlabel": {"bgcolor": "#27272a", "font": {"color": "#ffffff", "size": 12}},
         "font": {"family": "system-ui, sans-serif", "color": INK, "size": 12},
+    }
+
+
+def _layout(shown: Sequence[Story], right: float) -> Figure:
+    axis = AXIS
+    rates = [point.learning_rate or 0.0 for each in shown for point in each.points]
+    return base_layout(HEIGHT) | {
         "xaxis": axis
         | {
             "anchor": LEARNING_RATE.axis,

@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ml_trainer_env.server.episode.tools import TOOLS
+from ml_trainer_env.server.episode.tools import TOOLS, ToolSpec
 
 TICKS = 20  # steps of a slider between fractions
 LABELS = {  # where the name alone would read badly, or its place on the page says more
@@ -24,6 +24,14 @@ LABELS = {  # where the name alone would read badly, or its place on the page sa
     "new_lr": "New learning rate",
     "num_epochs": "Epochs",
     "enabled": "Augmentation on",
+    "step": "Checkpoint of step",
+    "exclude": "Out",
+    "use_spare": "Fresh host for",
+    "quarantine_shards": "Data shards out",
+}
+WHOLE = {  # forms show how things stand, and always send it
+    "exclude": "all ranks that are to be out",
+    "quarantine_shards": "all data shards that are to be out, 4 at most",
 }
 SAID_ALREADY = {"num_epochs", "enabled"}  # by their labels: no help text
 
@@ -37,17 +45,31 @@ class Field:
     widget: Component
 
 
-def fields(tool: str) -> tuple[Field, ...]:
-    """The arguments of `tool`, laid out where they are made, in the order of the schema."""
-    schema = TOOLS[tool].input_schema
+def fields(tool: str, known: Mapping[str, ToolSpec] = TOOLS, prefix: str = "") -> tuple[Field, ...]:
+    """The arguments of `tool`, laid out where they are made, in the order of the schema.
+
+    `prefix`: of the ids of their elements, where another form has the same names.
+    """
+    schema = known[tool].input_schema
     return tuple(
-        Field(name, each, widget(name, each)) for name, each in schema["properties"].items()
+        Field(name, each, widget(name, each, prefix)) for name, each in schema["properties"].items()
     )
 
 
 def arguments(of: Sequence[Field], values: Sequence[Any]) -> dict[str, Any]:
     """What is in the widgets, as a tool's arguments."""
-    return {field.name: value for field, value in zip(of, values, strict=True)}
+    return {
+        field.name: numbers(value) if isinstance(field.widget, gr.Textbox) else value
+        for field, value in zip(of, values, strict=True)
+    }
+
+
+def numbers(text: str) -> list[int | str] | None:
+    """`4, 4, 8` as a list; nothing where nothing is written. What is no number stays as it is, and
+    the server says what is wrong with it.
+    """
+    parts = text.replace(",", " ").split()
+    return [int(part) if part.isdecimal() else part for part in parts] or None
 
 
 def changed(wanted: Mapping[str, Any], of: Sequence[Field], now: Mapping[str, Any]) -> Any:
@@ -56,29 +78,44 @@ def changed(wanted: Mapping[str, Any], of: Sequence[Field], now: Mapping[str, An
     return {name: value for name, value in wanted.items() if value != known[name]}
 
 
-def widget(name: str, schema: Mapping[str, Any]) -> Component:
+def widget(name: str, schema: Mapping[str, Any], prefix: str = "") -> Component:
     """The one that suits the schema: few choices are seen at once, a learning rate is typed."""
     label, info = label_of(name), "" if name in SAID_ALREADY else help_of(schema)
     common: dict[str, Any] = {
         "label": label,
         "info": info or None,
         "value": schema.get("default"),
-        "elem_id": f"desk-{name.replace('_', '-')}",
+        "elem_id": f"desk-{prefix}{name.replace('_', '-')}",
         "interactive": True,
     }
     if "enum" in schema:
         return gr.Radio(choices=[(str(each), each) for each in schema["enum"]], **common)
     kind = _kind(schema)
+    if kind == "array":
+        return _list(name, schema, common)
     if kind == "boolean":
         common["value"] = bool(schema.get("default"))
         return gr.Checkbox(**common)
     low, high = schema.get("minimum"), schema.get("maximum")
+    if kind == "integer" and high is None:  # one of what there is, which is told later
+        return gr.Dropdown(choices=[], **common)
     if kind == "integer" and low is not None and high is not None:
         common["value"] = schema.get("default", (low + high) // 2)
         return gr.Slider(low, high, step=1, **common)
     if name.endswith("strength") and low is not None and high is not None:
         return gr.Slider(low, high, step=(high - low) / TICKS, **common)
     return gr.Number(step=10**-4, min_width=120, placeholder=bounds_of(schema), **common)
+
+
+def _list(name: str, schema: Mapping[str, Any], common: dict[str, Any]) -> Component:
+    """Those of few are ticked; of ranks it is told later how many there are."""
+    items = next(each["items"] for each in (schema, *schema.get("anyOf", ())) if "items" in each)
+    if "minimum" not in items:
+        common["value"] = ""
+        return gr.Textbox(placeholder="4, 4, 4, 4", **common)
+    choices = [(str(each), each) for each in range(items.get("exclusiveMaximum", 0))]
+    common |= {"value": [], "info": WHOLE.get(name, common["info"])}
+    return gr.CheckboxGroup(choices=choices, elem_classes="desk-ticks", **common)
 
 
 def label_of(name: str) -> str:
@@ -101,4 +138,6 @@ def bounds_of(schema: Mapping[str, Any]) -> str:
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
+    if any(each.get("type") == "array" for each in schema.get("anyOf", ())):
+        return "array"  # or left out
     return str(schema.get("type", ""))

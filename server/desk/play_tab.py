@@ -9,22 +9,21 @@ A mistake is answered beside the form that it was made in, and the form keeps wh
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
 from ml_trainer_env.models import DEFAULT_TASK_ID, CurrentConfig, TrainingConfig
-from ml_trainer_env.server.desk import cards, form
+from ml_trainer_env.server.desk import cards, cluster_forms, form
 from ml_trainer_env.server.desk.board import Board, Shown
+from ml_trainer_env.server.desk.choices import TASK_CHOICES, if_family, surprise
+from ml_trainer_env.server.desk.cluster_forms import ClusterForms
 from ml_trainer_env.server.desk.seats import Seat, Seats
-from ml_trainer_env.server.instances import TITLES
 from ml_trainer_env.server.session.places import NoPlace
 from ml_trainer_env.server.session.reset_options import DEFAULT_SEED
-from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError
-from ml_trainer_env.task_ids import INSTANCES, SPLITS, VARIED, Split, Varied
+from ml_trainer_env.task_ids import FAMILIES, SPLITS
 
 log = logging.getLogger("uvicorn.error")
 
@@ -34,13 +33,12 @@ NOTHING = cards.empty(
     "shuffles, so what differs is what you do. Nothing is simulated: every point of the curves is "
     "an epoch of real training on this server.",
 )
-TASK_CHOICES = [(f"{task.title} · {key}", key) for key, task in TASKS.items()]
-TASK_CHOICES += [(f"{TITLES[family]} · many instances", family) for family in VARIED]
-
 STARTING = "Starting: the first episode after the server's start waits until the data is loaded."
 
 TAKEN_OVER = "Started, with a run that somebody else has trained; its configuration is below."
-TRAINING = "Training. Stop ends it when the present epoch is over."
+BEGUN = "Started. Next: apply a configuration."
+HANDED_OVER = "Started, and well configured: train a window or a few, and watch."
+TRAINING = "Training. Stop ends it when the present epoch, or window, is over."
 
 SETS = {  # arguments of other names than the options of the configuration that they set
     "new_lr": "learning_rate",
@@ -70,6 +68,7 @@ class PlayTab:
             with gr.Column(elem_classes="desk-controls", min_width=320):
                 self._begin_card()
                 self._configure_card()
+                self._cluster = ClusterForms(self._button, self._note, "cluster_training")
                 self._adjust_card()
             with gr.Column(elem_classes="desk-main", min_width=320):
                 self._train_card()
@@ -107,7 +106,8 @@ class PlayTab:
             self._note("begin")
 
     def _configure_card(self) -> None:
-        with self._card(2, "Configuration", "Never resets weights, history or budget."):
+        self._own = self._card(2, "Configuration", "Never resets weights, history or budget.")
+        with self._own:
             with gr.Column(elem_classes="desk-form"):
                 self._config = form.fields("configure_training")
             self._apply = self._button("Apply configuration", "apply", primary=True)
@@ -157,14 +157,15 @@ class PlayTab:
     def _wire(self) -> None:
         fields = [*self._config, *self._augmentation]
         buttons = [self._apply, self._train, self._stop, self._adjust, self._toggle]
-        self._buttons = [*buttons, self._status, self._submit]
+        self._buttons = [*buttons, self._status, self._submit, *self._cluster.buttons.values()]
         everything: Any = {
             self._held,
             self._start,
             *self._buttons,
             *self._notes.values(),
             *self._board.components,
-            *(field.widget for field in fields),
+            *(field.widget for field in (*fields, *self._run)),
+            *(self._own, *self._cluster.components),
         }
 
         def on(button: gr.Button, do: Callable[..., Any], inputs: Sequence[Any] = ()) -> None:
@@ -174,12 +175,14 @@ class PlayTab:
             return [field.widget for field in of]
 
         on(self._start, self._do_begin, [self._task, self._split, self._index, self._seed])
-        self._task.change(_if_family, self._task, self._instance, **QUIET)
-        self._surprise.click(_surprise, [self._task, self._split], self._index, **QUIET)
+        self._task.change(if_family, self._task, self._instance, **QUIET)
+        self._surprise.click(surprise, [self._task, self._split], self._index, **QUIET)
         on(self._apply, self._do_configure, widgets(self._config))
         on(self._train, self._do_train, widgets(self._run))
         on(self._adjust, self._do_adjust, widgets(self._rate))
         on(self._toggle, self._do_toggle, widgets(self._augmentation))
+        for tool, button in self._cluster.buttons.items():
+            on(button, self._operate(tool), self._cluster.widgets(tool))
         on(self._status, self._do_status)
         on(self._submit, self._do_submit)
         self._stop.click(self._do_stop, outputs=[self._stop], **QUIET)
@@ -194,10 +197,12 @@ class PlayTab:
         seat = self._seats.seat(visitor)
 
         async def begin() -> str:
-            place = {"split": split, "index": index} if task_id in VARIED else {}
+            place = {"split": split, "index": index} if task_id in FAMILIES else {}
             await seat.begin(task_id=task_id, seed=seed, **place)
+            if seat.story and seat.story.task.cluster:
+                return HANDED_OVER
             taken_over = seat.story and seat.story.status.current_config
-            return TAKEN_OVER if taken_over else "Started. Next: apply a configuration."
+            return TAKEN_OVER if taken_over else BEGUN
 
         try:
             yield await self._answered("begin", visitor, begin)
@@ -221,9 +226,9 @@ class PlayTab:
 
     async def _do_train(self, request: gr.Request, *values: Any) -> AsyncIterator[Shown]:
         visitor = _visitor(request)
-        yield self._said("action", cards.note(TRAINING, "busy"))
         try:
             seat = self._seats.require(visitor)
+            yield self._said("action", cards.note(TRAINING, "busy"))
             async for _ in seat.train(form.arguments(self._run, values)):
                 yield self._shown(seat) | {self._held: visitor}
         except ActionError as mistake:
@@ -240,6 +245,18 @@ class PlayTab:
     async def _do_toggle(self, request: gr.Request, *values: Any) -> Shown:
         given = form.arguments(self._augmentation, values)
         return await self._call("toggle_augmentation", given, request)
+
+    def _operate(self, tool: str) -> Callable[..., Awaitable[Shown]]:
+        """What a cluster's form does."""
+        note = "cluster_training" if tool == cluster_forms.CONFIGURE else cluster_forms.NOTE
+
+        async def do(request: gr.Request, *values: Any) -> Shown:
+            seat = self._seats.find(_visitor(request))
+            now = seat.story.status.cluster if seat and seat.story else None
+            given = self._cluster.given(tool, values, now)
+            return await self._call(tool, given, request, note)
+
+        return do
 
     async def _do_status(self, request: gr.Request) -> Shown:
         return await self._call("get_training_status", {}, request, note="action")
@@ -314,8 +331,15 @@ class PlayTab:
         playing = episode is not None and not episode.done and not training
         can = dict.fromkeys(self._buttons, playing)
         can |= {self._start: not training, self._stop: training, self._status: episode is not None}
-        shown = {button: gr.update(interactive=on) for button, on in can.items()}
+        shown: Shown = {button: gr.update(interactive=on) for button, on in can.items()}
+        shown |= self._kind(bool(episode and episode.task.cluster))
         return shown | {self._stop: gr.update(interactive=training, value="Stop")}
+
+    def _kind(self, cluster: bool) -> Shown:
+        """The forms that the episode has."""
+        epochs = gr.update(label="Windows of 25 steps" if cluster else form.label_of("num_epochs"))
+        own = {self._own: gr.update(visible=not cluster), self._run[0].widget: epochs}
+        return own | self._cluster.visible(on=cluster)
 
     def _synchronous(self, tool: str, seat: Seat) -> Shown:
         """What `tool` has just set shows in the other forms too, so that using them undoes nothing.
@@ -324,6 +348,10 @@ class PlayTab:
         """
         played, story = seat.environment.played, seat.story
         config = story.status.current_config if story else None
+        if story and story.status.cluster and story.task.cluster:
+            last = played[-1].tool if played else "begin"
+            ranks = story.task.cluster.world.ranks
+            return self._cluster.show(story.status.cluster, ranks, tool=last)
         if tool == "begin":
             return self._taken_over(seat, config)
         if config is None or not played or played[-1].tool != tool:
@@ -345,15 +373,6 @@ class PlayTab:
         known = (config or TrainingConfig()).model_dump()
         fields = [*self._config, *self._augmentation]
         return {field.widget: known[_option(field.name)] for field in fields}
-
-
-def _if_family(task_id: str) -> Any:
-    return gr.update(visible=task_id in VARIED)
-
-
-def _surprise(family: Varied, split: Split) -> int:
-    """Any instance of the split."""
-    return secrets.randbelow(INSTANCES[family][split])
 
 
 def _option(argument: str) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ml_trainer_env import frozen
 from ml_trainer_env.models import EpochPlan, EpochRecord, TrainingConfig, TrainingStatus
 from ml_trainer_env.server import instances
 from ml_trainer_env.server.desk import words
 from ml_trainer_env.server.episode.played import Played
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import Task
+from ml_trainer_env.task_ids import instance_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,17 @@ class Story:
         return instances.pool_curves(self.task) if self.status.grade else ()
 
     @property
+    def forks(self) -> frozen.Forked | None:
+        """Of a cluster, what would have become of it otherwise: known with the grade."""
+        of = instance_id(self.task.task_id)
+        if of is None or self.task.cluster is None or not self.status.grade:
+            return None
+        return frozen.forks().get((of.split, of.index))
+
+    @property
     def eras(self) -> tuple[Era, ...]:
-        return eras(self.points, changes(self.played))
+        """None of a cluster, which has no epochs."""
+        return () if self.task.cluster else eras(self.points, changes(self.played))
 
 
 def live(environment: MLTrainerEnvironment) -> Story | None:
@@ -64,7 +75,7 @@ def live(environment: MLTrainerEnvironment) -> Story | None:
     played = environment.played
     status = episode.get_training_status()
     # Read after the status, so it may know of one epoch more; never of one less.
-    history = episode.now.training.history[: status.current_epoch]
+    history = _until(episode.now.training.history, status)
     return Story(
         task=episode.task,
         seed=seed,
@@ -72,6 +83,14 @@ def live(environment: MLTrainerEnvironment) -> Story | None:
         points=history,
         played=played,
     )
+
+
+def _until(history: tuple[EpochRecord, ...], status: TrainingStatus) -> tuple[EpochRecord, ...]:
+    """As much of it as the status knows of; of a cluster by its clock, rounded."""
+    if status.cluster is None:
+        return history[: status.current_epoch]
+    now = status.cluster.seconds + 0.1
+    return tuple(each for each in history if each.window and each.window.seconds <= now)
 
 
 def changes(played: Sequence[Played]) -> frozenset[int]:

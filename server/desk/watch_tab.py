@@ -82,7 +82,7 @@ class WatchTab:
             chosen = next((key for key in stories if key != own), own)
         assert chosen is not None
         story = stories[chosen]
-        mark = (chosen, story.status.current_epoch, len(story.played), story.status.done)
+        mark = (chosen, len(story.points), len(story.played), story.status.done)
         return self._board.show(story, redraw=mark != seen) | {
             self._choice: gr.update(choices=labels, value=chosen, visible=True),
             self._seen: mark,
@@ -102,6 +102,8 @@ def _label(key: str, story: Story, *, yours: bool) -> str:
     status = story.status
     if status.grade:
         where = f"graded {status.grade.score:.3f}"
+    elif status.cluster:
+        where = f"{status.cluster.seconds:.0f} of {status.cluster.deadline:.0f} s"
     else:
         mark, _ = words.SIGNALS[status.convergence_signal]
         word = status.convergence_signal.replace("_", " ")

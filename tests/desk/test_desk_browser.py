@@ -198,6 +198,39 @@ def test_an_instance_is_chosen_taken_over_and_revealed(
     expect(page.locator("#desk-dropout input")).to_have_value("0")  # no longer another's
 
 
+def test_a_cluster_is_operated_to_its_grade(
+    page_of: Callable[..., str], visit: Callable[..., Page]
+) -> None:
+    page = visit(page_of(partial(MLTrainerEnvironment, engine())))
+    page.locator("#desk-task label", has_text="Cluster").click()
+    page.locator("#desk-index input").fill("4")
+    expect(page.locator("#desk-run-diagnostic-button")).to_be_hidden()
+    start(page)
+    said(page, "begin", "well configured")
+    expect(page.locator("#desk-dropout")).to_be_hidden()
+    windows = page.locator("#desk-num-epochs input[type=number]")
+    windows.fill("2")
+    windows.press("Tab")
+    page.click("#desk-train-button")
+    said(page, "action", "Trained 2 windows")
+    page.locator("#desk-cluster-kind label", has_text="weight_checksum").click()
+    page.click("#desk-run-diagnostic-button")
+    said(page, "cluster", "Diagnosed: weight_checksum")
+    expect(page.locator("#desk-summary .desk-finding")).to_contain_text("rank 3:")
+    page.locator(".label-wrap", has_text="Data").click()
+    page.locator("#desk-cluster-quarantine-shards label").nth(13).click()
+    page.click("#desk-configure-data-button")
+    said(page, "cluster", "The loaders started again")
+    expect(page.locator("#desk-legend")).to_contain_text("shards 13 out")
+    expect(page.locator("#desk-curves .heatmaplayer image").first).to_be_visible()
+    expect(page.locator("#desk-summary")).not_to_contain_text("poisoned")
+    page.click("#desk-submit-button")
+    grade = page.locator("#desk-summary .desk-grade")
+    expect(grade).to_contain_text("poisoned shards")
+    expect(grade).to_contain_text("Best remedy")
+    expect(page.locator("#desk-legend")).to_contain_text("best remedy")
+
+
 def test_the_curve_grows_with_every_epoch_while_training_goes_on(
     url: str, steps: Steps, visit: Callable[..., Page]
 ) -> None:
