@@ -18,6 +18,7 @@ from ml_trainer_env.agents.watching import (
     absent,
     attempted,
     has_risen,
+    is_worse,
     seen_of,
     slowest,
     striking,
@@ -119,9 +120,9 @@ class _Careful:
         if rank is not None and self._differs():
             self._does("configure_ranks", use_spare=[rank])
             return self._goes_back(seen, windows=1)
-        if shards and not jumped:
+        if shards:
             return self._does("configure_data", quarantine_shards=shards)
-        if jumped and not self._differs():
+        if jumped and is_worse(seen) and not self._differs():
             _go_past(self._trial, seen, windows=1)
             return True
         return has_risen(seen) and self._after_a_rise(seen)

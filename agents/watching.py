@@ -92,6 +92,12 @@ def has_risen(seen: ClusterStatus) -> bool:
     return len(losses) > 2 and min(losses[-2:]) > min(losses[:-2]) + RISEN
 
 
+def is_worse(seen: ClusterStatus) -> bool:
+    """Whether the validation loss is above the lowest: a spike that heals does not show there."""
+    losses = [each.val_loss for each in seen.windows]
+    return len(losses) > 1 and losses[-1] > min(losses[:-1]) + RISEN
+
+
 def _last(seen: ClusterStatus) -> Window:
     return seen.windows[-1]
 

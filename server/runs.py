@@ -83,6 +83,14 @@ class Workload:
     variation: Variation | None = field(default=None, repr=False)  # of an instance of a family
     world: World | None = field(default=None, repr=False)  # of a cluster
 
+    def ends_with(self, record: EpochRecord) -> bool:
+        """Whether nothing can be trained after it as things are: it diverged, or the deadline of a
+        cluster has passed.
+        """
+        if self.world is None or record.window is None:
+            return record.diverged
+        return record.window.seconds >= self.world.deadline
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:

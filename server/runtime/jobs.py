@@ -57,7 +57,7 @@ class Computer:
             record = state.run.history[-1]
             outcome = outcome_of(record)
             late = number >= order.at_least and time.monotonic() - began >= order.seconds
-            if late or stopped() or _has_diverged(record, number, order):
+            if late or stopped() or _ends(record, number, order):
                 break
         self.held = state
         accuracy = trainings.hidden_test(state, team) if order.grade else None
@@ -82,9 +82,9 @@ class Computer:
         return state_files.read(file, order.state)
 
 
-def _has_diverged(record: EpochRecord, number: int, order: Order) -> bool:
+def _ends(record: EpochRecord, number: int, order: Order) -> bool:
     """For the first time: an epoch that is trained again goes on as it did."""
-    return record.diverged and number > order.again
+    return order.workload.ends_with(record) and number > order.again
 
 
 def _written(state: State, order: Order) -> tuple[int | None, int | None]:

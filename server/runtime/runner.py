@@ -206,14 +206,14 @@ class _Request:
     asker: Asker
     grade: bool = False
     accuracy: float | None = None
-    diverged: bool = False
+    ended: bool = False
     begun: int = -1  # the latest epoch from which a slice went on
     stuck: bool = False  # slices that train again end before they reach anything new
     killed: int = 0  # workers, since there was anything new
     unstarted: int = 0
 
     def is_wanted(self) -> bool:
-        return bool(self.left) and not self.diverged and not self.asker.gone()
+        return bool(self.left) and not self.ended and not self.asker.gone()
 
     def order(self, nearest: Nearest, turn: Turn, folder: Path | None) -> Order:
         """What is to be done in this turn, beginning with the state that is at hand."""
@@ -240,7 +240,7 @@ class _Request:
         """The next epoch is trained."""
         record = answer.record(self.run.epoch + 1, self.left.pop(0))
         self.run = self.run.after(record)
-        self.diverged = record.diverged
+        self.ended = self.run.workload.ends_with(record)
         self.killed = self.unstarted = 0
         return Trained(record, answer.seconds)
 

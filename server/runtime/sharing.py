@@ -64,7 +64,7 @@ class SharingRunner:
                 run = run.after(each.record)
                 del left[0]
                 yield each
-                if each.record.diverged:
+                if run.workload.ends_with(each.record):
                     return
             if epoch is None and run.epoch == began:  # called off
                 return
@@ -104,7 +104,7 @@ class SharingRunner:
                 for epoch, after in zip(epochs, [*plans[1:], None], strict=False):
                     self.records.put(claimed, outcome_of(epoch.record), epoch.seconds)
                     run = run.after(epoch.record)
-                    goes_on = after is not None and not epoch.record.diverged
+                    goes_on = after is not None and not run.workload.ends_with(epoch.record)
                     following = run.then(after) if goes_on and after else ""
                     goes_on = goes_on and self._claims_unknown(following)
                     self._claims.release(claimed)

@@ -145,3 +145,14 @@ def test_workers_train_clusters_to_the_same_bits(network, dataset):
         with runner.states.nearest(run) as nearest:
             assert nearest.key == run.key
     assert [each.val_loss for each in run.history] == [each.val_loss for each in reports]
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_more_windows_than_the_clock_has_are_trained_up_to_the_deadline(share: bool) -> None:
+    of = replace(WORKLOAD, world=world(deadline=60.0))
+    run = runs.begin(of, 0, trainer.engine())
+    runner = SharingRunner(inline(), Records()) if share else inline()
+    for _ in range(2):  # the second time the records know it
+        with closing(runner.train(run, [WINDOW] * 20)) as epochs:
+            found = [each.record for each in epochs]
+        assert [each.window.step for each in found if each.window] == [25, 50, 58]
