@@ -10,7 +10,7 @@ Needs the extra `gymnasium`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from gymnasium.vector.utils import iterate
 from ml_trainer_env.adapters.rollout import URL, Rollout, connecting
 from ml_trainer_env.adapters.steps import ACTIONS, FEATURES, LIMIT, Decision, Seen, play
 from ml_trainer_env.models import MAX_SEED, TrainingStatus
-from ml_trainer_env.task_ids import ENDLESS_FROM, FAMILIES, TaskId, named
+from ml_trainer_env.task_ids import ENDLESS_FROM, VARIED, TaskId, is_cluster, named
 
 ID = "MLTrainer-v0"
 
@@ -71,9 +71,12 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         token: str | None = None,
         render_mode: str | None = None,
     ) -> None:
-        """`url`: of the server; None trains in this process. Raises ValueError for `tasks`."""
+        """`url`: of the server; None trains in this process. Raises ValueError for `tasks`, also
+        for clusters: what is seen and done here is of single networks.
+        """
         self.render_mode = render_mode
-        self._tasks = [[] if name in FAMILIES else named(name) for name in tasks]
+        self._tasks = [[] if name in VARIED else named(name) for name in tasks]
+        _require_single(each for ids in self._tasks for each in ids)
         self._names = tuple(tasks)
         self._rollout = Rollout(connecting(url, token))
         self._seen: Seen | None = None
@@ -89,6 +92,7 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if unknown := set(options or {}) - set(drawn):
             raise ValueError(f"options: {', '.join(unknown)}; known: {', '.join(drawn)}")
         chosen = drawn | (options or {})
+        _require_single([chosen["task_id"]])
         self._seen = Seen(self._rollout.begin(chosen["task_id"], chosen["seed"]))
         return self._observation(), chosen | {"task_id": self.status.task_id}
 
@@ -132,6 +136,15 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _observation(self) -> np.ndarray:
         assert self._seen is not None
         return np.array(self._seen.features(), np.float32)
+
+
+def _require_single(ids: Iterable[TaskId]) -> None:
+    """Raises ValueError for a cluster."""
+    if clusters := [each for each in ids if is_cluster(each)]:
+        raise ValueError(
+            f"{clusters[0]} is a cluster, and this environment's observation and actions are of "
+            "single networks: the adapters for language models play clusters"
+        )
 
 
 class Ahead(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):

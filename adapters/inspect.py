@@ -30,7 +30,7 @@ from pydantic import Field
 from ml_trainer_env.adapters import text
 from ml_trainer_env.adapters.rollout import URL, Rollout, connecting
 from ml_trainer_env.models import Grade
-from ml_trainer_env.task_ids import named
+from ml_trainer_env.task_ids import is_cluster, named
 from ml_trainer_env.variables import secret
 
 MESSAGES = 120  # at most, of one sample: 50 calls with their answers, and some that are refused
@@ -61,7 +61,7 @@ def training(tasks: str | list[str] = "varied_mlp/eval", seeds: int = 1, url: st
     ids = [task_id for name in names for task_id in named(name.strip())]
     samples = [
         Sample(
-            input=f"Train {each}.",
+            input=f"Play {each}.",
             id=f"{each} seed {seed}",
             metadata={"task_id": each, "seed": seed},
         )
@@ -88,7 +88,7 @@ def play(url: str | None = URL) -> Solver:
             )
             state.user_prompt.text = text.opening(opening)
             agent = react(
-                prompt=AgentPrompt(text.RULES, handoff_prompt=None, assistant_prompt=None),
+                prompt=AgentPrompt(text.rules(opening), handoff_prompt=None, assistant_prompt=None),
                 tools=[_tool(each, rollout, kept) for each in await _threaded(rollout.tools)],
                 submit=False,
                 on_continue=_going_on(rollout),
@@ -116,12 +116,19 @@ def final_score() -> Scorer:
         told = grade.model_dump(mode="json") | {"episode_return": kept.episode_return}
         return Score(
             value=grade.score,
-            answer=f"epoch {grade.graded_epoch}, hidden test {grade.hidden_test_accuracy}",
+            answer=_graded(grade),
             explanation=grade.explanation,
             metadata=told,
         )
 
     return score
+
+
+def _graded(grade: Grade) -> str:
+    if not is_cluster(grade.task_id):
+        return f"epoch {grade.graded_epoch}, hidden test {grade.hidden_test_accuracy}"
+    inputs = grade.components[0].inputs
+    return f"{inputs['steps']:.0f} healthy steps, hidden-test loss {inputs['hidden_test_loss']:.4f}"
 
 
 def _tool(tool: Tool, rollout: Rollout, kept: Episode) -> ToolDef:

@@ -42,7 +42,7 @@ class Episode(ResourceSession):
 
     def initial_messages(self) -> list[Message]:
         return [
-            {"role": "system", "content": text.RULES},
+            {"role": "system", "content": text.rules(self._opening)},
             {"role": "user", "content": text.opening(self._opening)},
         ]
 

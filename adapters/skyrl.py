@@ -26,8 +26,10 @@ from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput, Con
 from ml_trainer_env.adapters import text
 from ml_trainer_env.adapters.rollout import URL, Rollout, connecting
 from ml_trainer_env.agents.moves import Move
+from ml_trainer_env.task_ids import is_cluster
 
 MAX_TURNS = 24  # an instance has 20 calls; some may be refused
+MAX_TURNS_OF_CLUSTER = 48  # of 40 calls
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _FORM = '<tool_call>{"name": "run_epochs", "arguments": {"num_epochs": 4}}</tool_call>'
 
@@ -47,8 +49,9 @@ class TextEnv(BaseTextEnv):
         self.turns = 0
         config, row = env_config or {}, extras or {}
         row = {**row.get("extra_info", {}), **row}
-        self.max_turns = int(row.get("max_turns", MAX_TURNS))
         self._task, self._seed = row["task_id"], int(row.get("seed", 0))
+        most = MAX_TURNS_OF_CLUSTER if is_cluster(self._task) else MAX_TURNS
+        self.max_turns = int(row.get("max_turns", most))
         self._rollout = Rollout(connecting(config.get("url", URL), config.get("token")))
 
     def init(self, prompt: ConversationType) -> tuple[ConversationType, dict[str, Any]]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ml_trainer_env.agents.llm.prompt import metrics
+from ml_trainer_env.cluster_status import ClusterStatus
 from ml_trainer_env.models import MAX_EPOCHS_PER_CALL, TrainingStatus
 from ml_trainer_env.wire import ToolObservation
 
@@ -14,6 +15,13 @@ RULES = (
     f"few epochs (up to {MAX_EPOCHS_PER_CALL} at a time), look at the curve, change what should be "
     "better, train on, and submit once the epochs are spent. Training on never lowers the score: "
     "the best checkpoint is graded. The good learning rate may be far from the usual ones."
+)
+OPERATORS_RULES = (
+    "You operate the training of a neural network on a cluster by calling tools, one a reply. "
+    "Train one or two windows at a time and compare ranks, data shards and steps; where something "
+    "stands out, a diagnosis tells more. Act on what it shows, or leave it alone: whatever you do "
+    "takes seconds of the clock, and some things pass by themselves. Train on to the deadline, "
+    "then submit: the model as it then stands is graded, and time that is left is given away."
 )
 OVER = "The episode is over: nothing can be done any more. Answer without a tool call."
 
@@ -27,8 +35,15 @@ _SHORT = {  # names of options, as a line of text has them
 }
 
 
+def rules(status: TrainingStatus) -> str:
+    """What to tell whoever plays the episode that begins with `status`."""
+    return OPERATORS_RULES if status.cluster else RULES
+
+
 def opening(status: TrainingStatus) -> str:
     """The task's card, and where a run that is taken over stands."""
+    if status.cluster:
+        return f"{status.message}\n{_calls(status)}\n{status.cluster}"
     told = _progress(status, len(status.val_loss_history_last_10)) + _options(status)
     return f"{status.message}\n{'; '.join(told)}"
 
@@ -43,9 +58,17 @@ def answer(observation: ToolObservation) -> str:
         return f"The episode is over. {status.grade.explanation}"
     if observation.tool_name == "get_training_status":
         return opening(status)
+    if status.cluster:
+        return _of_cluster(status, status.cluster)
     if not status.epochs_run:
         return f"{status.message}; {_calls(status)}"
     return f"{status.message}\n{'; '.join(_progress(status, status.epochs_run))}"
+
+
+def _of_cluster(status: TrainingStatus, cluster: ClusterStatus) -> str:
+    """Windows that were told before are not told again."""
+    shown = cluster if status.epochs_run else cluster.model_copy(update={"windows": ()})
+    return f"{status.message}; {_calls(status)}\n{shown}"
 
 
 def _progress(status: TrainingStatus, epochs: int) -> list[str]:

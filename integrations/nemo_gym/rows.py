@@ -19,7 +19,7 @@ ROWS = 5  # as many as NeMo Gym wants of an example
 def row(task_id: TaskId, seed: int = 0) -> dict[str, Any]:
     """What the model is asked."""
     session = LocalSession()
-    opening = text.opening(session.begin(task_id, seed))
+    status = session.begin(task_id, seed)
     tools = [
         {
             "type": "function",
@@ -32,8 +32,8 @@ def row(task_id: TaskId, seed: int = 0) -> dict[str, Any]:
     ]
     session.close()
     messages = [
-        {"role": "developer", "content": text.RULES},
-        {"role": "user", "content": opening},
+        {"role": "developer", "content": text.rules(status)},
+        {"role": "user", "content": text.opening(status)},
     ]
     return {"responses_create_params": {"input": messages, "tools": tools}}
 

@@ -4,5 +4,28 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from ml_trainer_env import frozen
+from ml_trainer_env.frozen import Forked
+from ml_trainer_env.task_ids import TaskId
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> TaskId:
+    """One that is released whatever is frozen, and graded so that a window or two count."""
+    line = Forked(
+        split="validation",
+        index=39,
+        candidate=0,
+        nothing=4.0,
+        remedies=(2.2,),
+        best=(),
+        curve=(),
+        best_curve=(),
+    )
+    monkeypatch.setitem(frozen.forks(), ("validation", 39), line)
+    return "cluster/validation/39"

@@ -17,7 +17,7 @@ from ml_trainer_env.adapters.openenv_harness import Sessions
 from ml_trainer_env.adapters.rollout import connecting
 from ml_trainer_env.agents.moves import SUBMIT, Move
 from ml_trainer_env.models import Grade
-from ml_trainer_env.task_ids import TaskId
+from ml_trainer_env.task_ids import TaskId, is_cluster
 
 
 class Outcome(NamedTuple):
@@ -48,7 +48,7 @@ def plain(url: str | None, task_id: TaskId, seed: int, moves: Sequence[Move]) ->
 def _trl(url: str | None, task_id: TaskId, seed: int, moves: Sequence[Move]) -> Outcome:
     told: list[float] = []
     for reward in ("return", "score"):
-        run = trl.factory(url, reward=cast(trl.Reward, reward))()
+        run = trl.factory(url, reward=cast(trl.Reward, reward), cluster=is_cluster(task_id))()
         run.reset(task_id=task_id, seed=seed, prompt=[])
         for tool, arguments in moves:
             assert isinstance(getattr(run, tool)(**arguments), str)

@@ -1,4 +1,5 @@
-"""A rollout trains a neural network: the model's replies are tool calls, one a turn.
+"""A rollout trains a neural network, or operates a cluster that trains one: the model's replies are
+tool calls, one a turn.
 
 The reward is the return of the episode. One that ends early, at a limit or for want of a call, is
 submitted as it stands.
@@ -15,6 +16,7 @@ import verifiers.v1 as vf
 from pydantic import Field
 
 from ml_trainer_verifiers.server import Json, Refused, Session, begun
+from ml_trainer_verifiers.told import standing
 
 FORM = '<tool_call>{"name": "run_epochs", "arguments": {"num_epochs": 4}}</tool_call>'
 RULES = (
@@ -23,10 +25,13 @@ RULES = (
     "train on, and submit once the epochs are spent. Training on never lowers the score: the best "
     "checkpoint is graded. The good learning rate may be far from the usual ones."
 )
-SHOWN = (
-    "current_epoch", "max_epochs", "tool_calls_left", "convergence_signal", "val_accuracy",
-    "val_loss", "generalization_gap", "train_loss", "best_val_accuracy", "best_val_epoch",
-)  # fmt: skip
+OPERATORS_RULES = (
+    "You operate the training of a neural network on a cluster by calling tools, one a reply, in "
+    f"this form: {FORM} Train one or two windows at a time and compare ranks, data shards and "
+    "steps; where something stands out, a diagnosis tells more. Act on what it shows, or leave it "
+    "alone: whatever you do takes seconds of the clock, and some things pass by themselves. Train "
+    "on to the deadline, then submit: the model as it then stands is graded."
+)
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
@@ -63,7 +68,7 @@ class TrainingTaskset(vf.Taskset[TrainingTask, TrainingConfig]):
                 data = TrainingData(
                     name=f"{task_id} seed {seed}",
                     prompt=None,
-                    system_prompt=RULES,
+                    system_prompt=OPERATORS_RULES if task_id.startswith("cluster/") else RULES,
                     task_id=task_id,
                     seed=seed,
                     url=self.config.url,
@@ -90,7 +95,7 @@ class TrainingEnv(vf.Env[TrainingEnvConfig]):
             total, grade = 0.0, None
             async with agents.player.interaction(task) as interaction:
                 tools = json.dumps(await session.tools())
-                said = f"Tools: {tools}\n{status['message']}\n{_told(status)}"
+                said = f"Tools: {tools}\n{status['message']}\n{standing(status)}"
                 segment = await interaction.turn(said)
                 while not segment.terminated:
                     said, reward, grade = await _carry_out(session, segment.last_reply)
@@ -126,14 +131,10 @@ async def _call(session: Session, name: str, arguments: Json) -> tuple[str, floa
     if answer["error"]:
         return f"error: {answer['error']['message']}", 0.0, None
     status = answer["status"]
-    told = (
-        status["message"] if not status["epochs_run"] else f"{status['message']}\n{_told(status)}"
-    )
+    told = status["message"]
+    if status["epochs_run"] or status.get("cluster"):
+        told = f"{told}\n{standing(status)}"
     return told, answer["reward"], status["grade"]
-
-
-def _told(status: Json) -> str:
-    return json.dumps({name: status[name] for name in SHOWN})
 
 
 def _ids(named: str) -> Iterator[str]:
