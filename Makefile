@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances bench-cluster learn learn-words soak ranking calibrate freeze lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances bench-cluster learn learn-words soak ranking calibrate freeze freeze-cluster gates lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,12 @@ calibrate: data ## the runs behind the scales: ARGS='report', 'search TASK', 'co
 
 freeze: data ## the scales of a family, hours from nothing: ARGS='varied_mlp'; goes on where it was
 	@$(PY) benchmarks/calibration/freeze.py $(ARGS)
+
+freeze-cluster: data ## the counterfactuals of the cluster's instances; goes on where it was
+	@$(PY) -m ml_trainer_env.benchmarks.calibration.freeze_cluster $(ARGS)
+
+gates: data ## what each of the cluster's faults costs, and what right and wrong remedies do
+	@$(PY) -m ml_trainer_env.benchmarks.calibration.gates $(ARGS)
 
 lock: setup ## resolve the lock files again; ARGS=--upgrade takes the newest
 	@scripts/lock.sh $(ARGS)

@@ -17,7 +17,7 @@ from fakes import DIVERGED, FakeRunner, Metrics
 
 from ml_trainer_env.agents import catalogue
 from ml_trainer_env.agents.attempt import Attempt, Refused
-from ml_trainer_env.agents.catalogue import AGENTS, AgentUnavailable
+from ml_trainer_env.agents.catalogue import AGENTS, OF_CLUSTERS_ALONE, AgentUnavailable
 from ml_trainer_env.agents.expert import LAST_PART
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.moves import COOLING
@@ -32,7 +32,7 @@ from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 
 forks = pytest.mark.skipif(not hasattr(MLTrainerEnv, "fork"), reason="the server cannot fork yet")
-PLAYERS = [name for name in AGENTS if name not in ("llm", "pbt")]
+PLAYERS = [name for name in AGENTS if name not in ("llm", "pbt", *OF_CLUSTERS_ALONE)]
 SEARCHES = ["optuna", "halving", pytest.param("pbt", marks=forks)]
 
 

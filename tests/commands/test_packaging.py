@@ -107,6 +107,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     desk = {f"ml_trainer_env/server/desk/desk.{kind}" for kind in ("css", "js")}
     data = {"ml_trainer_env/openenv.yaml", "ml_trainer_env/py.typed"} | desk
     data |= {f"ml_trainer_env/frozen/{family}.jsonl" for family in FAMILIES}
+    data.add("ml_trainer_env/frozen/cluster_healthy.json")
     content = {name for name in names if ".dist-info/" not in name}
     strays = {
         name
