@@ -29,6 +29,7 @@ from ml_trainer_env.cluster_status import ClusterStatus
 FAILURES = 300.0  # seconds between two, as an operator expects them
 WRITING = 0.4  # seconds, of a checkpoint
 WRONG = 1.5  # times the rate that was set
+ENOUGH = 10  # steps of a window, for the losses of data shards to say something
 SKIPPED = 5  # updates of a window that were not finite
 PATIENCE = 3  # windows after an act, before the next
 
@@ -116,7 +117,8 @@ class _Careful:
         if last.learning_rate and last.learning_rate > WRONG * self._usual_rate(seen):
             self._does("configure_training", learning_rate=self._rate)
             return self._goes_back(seen, windows=1)
-        rank, shards = suspect(last.ranks), striking(last)
+        rank = suspect(last.ranks)
+        shards = striking(last) if len(seen.losses) >= ENOUGH else []
         if rank is not None and self._differs():
             self._does("configure_ranks", use_spare=[rank])
             return self._goes_back(seen, windows=1)
