@@ -127,6 +127,7 @@ class MLTrainerEnv(MCPToolClient):
         return await self.reset(resume=key)
 
     async def _reset_async(self, **options: Any) -> StepResult[Observation]:
+        self._tools_cache = None  # another episode may have other tools
         before, self._home = self._home, None  # a lost session may be replaced, and only here
         try:
             answer = await super()._reset_async(**options)
