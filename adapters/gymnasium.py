@@ -10,9 +10,10 @@ Needs the extra `gymnasium`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import gymnasium
 import numpy as np
@@ -28,8 +29,95 @@ from ml_trainer_env.task_ids import ENDLESS_FROM, VARIED, TaskId, is_cluster, na
 
 ID = "MLTrainer-v0"
 
+Action = TypeVar("Action")
 
-class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+
+class Episodes(gymnasium.Env[np.ndarray, Action]):
+    """What the environments of single networks and of clusters have in common."""
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
+    of_clusters: ClassVar[bool]
+
+    def __init__(
+        self, tasks: Sequence[str], url: str | None, token: str | None, render_mode: str | None
+    ) -> None:
+        self.render_mode = render_mode
+        self._tasks = [[] if name in VARIED else named(name) for name in tasks]
+        self._names = tuple(tasks)
+        for name, ids in zip(tasks, self._tasks, strict=True):
+            self._require_mine(ids[0] if ids else name)
+        self._rollout = Rollout(connecting(url, token))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._rollout.close()
+        drawn = {"task_id": self._drawn(), "seed": int(self.np_random.integers(MAX_SEED + 1))}
+        if unknown := set(options or {}) - set(drawn):
+            raise ValueError(f"options: {', '.join(unknown)}; known: {', '.join(drawn)}")
+        chosen = drawn | (options or {})
+        self._require_mine(chosen["task_id"])
+        self._begun(self._rollout.begin(chosen["task_id"], chosen["seed"]))
+        return self._observation(), chosen | {"task_id": self.status.task_id}
+
+    def step(self, action: Action) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Raises `gymnasium.error.ResetNeeded` without an open episode."""
+        if not self._rollout.is_open:
+            raise gymnasium.error.ResetNeeded("no episode is open")
+        earned = self._rollout.earned
+        self._play(action)
+        info: dict[str, Any] = {"task_id": self.status.task_id}
+        if self.status.grade is not None:
+            info |= {"score": self.status.grade.score, "grade": self.status.grade}
+        return (
+            self._observation(),
+            self._rollout.earned - earned,
+            self.status.done,
+            False,
+            info,
+        )
+
+    @property
+    def status(self) -> TrainingStatus:
+        """What a client sees, after the last step."""
+        assert self._rollout.status is not None
+        return self._rollout.status
+
+    def render(self) -> str | None:
+        return str(self._rollout.status) if self.render_mode == "ansi" else None
+
+    def close(self) -> None:
+        self._rollout.close()
+
+    @abstractmethod
+    def _begun(self, status: TrainingStatus) -> None:
+        """An episode has."""
+
+    @abstractmethod
+    def _play(self, action: Action) -> None:
+        """What `action` means."""
+
+    @abstractmethod
+    def _observation(self) -> np.ndarray:
+        """Of where the episode stands."""
+
+    def _drawn(self) -> TaskId:
+        number = int(self.np_random.integers(len(self._tasks)))
+        if ids := self._tasks[number]:
+            return ids[int(self.np_random.integers(len(ids)))]
+        index = ENDLESS_FROM + int(self.np_random.integers(MAX_SEED + 1))
+        return f"{self._names[number]}/train/{index}"
+
+    def _require_mine(self, name: str) -> None:
+        """Raises ValueError: what is seen of a cluster, and done, is not what is of a network."""
+        if is_cluster(name) and not self.of_clusters:
+            raise ValueError(f"{name} is a cluster: ClusterEnv of gymnasium_cluster.py plays it")
+        if self.of_clusters and not is_cluster(name):
+            raise ValueError(f"{name} is no cluster: TrainingEnv of gymnasium.py plays it")
+
+
+class TrainingEnv(Episodes[np.ndarray]):
     """The training of a neural network, a few epochs a step.
 
     ### Action Space
@@ -62,7 +150,8 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     Terminated by the submission, never truncated. The last `info` has `score` and `grade`.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
+    of_clusters = False
+    _seen: Seen | None = None
 
     def __init__(
         self,
@@ -71,102 +160,42 @@ class TrainingEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         token: str | None = None,
         render_mode: str | None = None,
     ) -> None:
-        """`url`: of the server; None trains in this process. Raises ValueError for `tasks`, also
-        for clusters: what is seen and done here is of single networks.
-        """
-        self.render_mode = render_mode
-        self._tasks = [[] if name in VARIED else named(name) for name in tasks]
-        _require_single(each for ids in self._tasks for each in ids)
-        self._names = tuple(tasks)
-        self._rollout = Rollout(connecting(url, token))
-        self._seen: Seen | None = None
+        """`url`: of the server; None trains in this process. Raises ValueError for `tasks`."""
+        super().__init__(tasks, url, token, render_mode)
         self.action_space = MultiDiscrete(list(ACTIONS))
         self.observation_space = Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._seen = None
-        drawn = {"task_id": self._drawn(), "seed": int(self.np_random.integers(MAX_SEED + 1))}
-        if unknown := set(options or {}) - set(drawn):
-            raise ValueError(f"options: {', '.join(unknown)}; known: {', '.join(drawn)}")
-        chosen = drawn | (options or {})
-        _require_single([chosen["task_id"]])
-        self._seen = Seen(self._rollout.begin(chosen["task_id"], chosen["seed"]))
-        return self._observation(), chosen | {"task_id": self.status.task_id}
+    def _begun(self, status: TrainingStatus) -> None:
+        self._seen = Seen(status)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Raises `gymnasium.error.ResetNeeded` without an open episode."""
-        if self._seen is None or not self._rollout.is_open:
-            raise gymnasium.error.ResetNeeded("no episode is open")
-        earned = self._rollout.earned
+    def _play(self, action: np.ndarray) -> None:
+        assert self._seen is not None
         play(self._rollout, Decision.of(np.asarray(action).tolist()))
         self._seen.after(self.status)
-        info: dict[str, Any] = {"task_id": self.status.task_id}
-        if self.status.grade is not None:
-            info |= {"score": self.status.grade.score, "grade": self.status.grade}
-        return (
-            self._observation(),
-            self._rollout.earned - earned,
-            self.status.done,
-            False,
-            info,
-        )
-
-    @property
-    def status(self) -> TrainingStatus:
-        """What a client sees, after the last step."""
-        assert self._rollout.status is not None
-        return self._rollout.status
-
-    def render(self) -> str | None:
-        return str(self._rollout.status) if self.render_mode == "ansi" else None
-
-    def close(self) -> None:
-        self._rollout.close()
-
-    def _drawn(self) -> TaskId:
-        number = int(self.np_random.integers(len(self._tasks)))
-        if ids := self._tasks[number]:
-            return ids[int(self.np_random.integers(len(ids)))]
-        index = ENDLESS_FROM + int(self.np_random.integers(MAX_SEED + 1))
-        return f"{self._names[number]}/train/{index}"
 
     def _observation(self) -> np.ndarray:
         assert self._seen is not None
         return np.array(self._seen.features(), np.float32)
 
 
-def _require_single(ids: Iterable[TaskId]) -> None:
-    """Raises ValueError for a cluster."""
-    if clusters := [each for each in ids if is_cluster(each)]:
-        raise ValueError(
-            f"{clusters[0]} is a cluster, and this environment's observation and actions are of "
-            "single networks: the adapters for language models play clusters"
-        )
-
-
-class Ahead(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+class Ahead(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     """Steps in a thread of its own before it is asked to, and after the end resets there, too.
 
     So whoever steps through a list of environments waits for the slowest, not for all in turn.
     """
 
-    def __init__(
-        self, env: gymnasium.Env[np.ndarray, np.ndarray], threads: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, env: gymnasium.Env[np.ndarray, Any], threads: ThreadPoolExecutor) -> None:
         super().__init__(env)
         self._threads = threads
         self._step: Future[Any] | None = None
         self._reset: Future[Any] | None = None
 
-    def begin(self, action: np.ndarray) -> None:
+    def begin(self, action: Any) -> None:
         """Start the step that the next call of `step` asks for."""
         if self._reset is None:  # else the next call is `reset`
             self._step = self._threads.submit(self._play, action)
 
-    def step(self, action: np.ndarray) -> Any:
+    def step(self, action: Any) -> Any:
         step, self._step = self._step, None
         return self.env.step(action) if step is None else step.result()
 
@@ -192,7 +221,7 @@ class Ahead(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
             wait([self._reset])
         self._step = self._reset = None
 
-    def _play(self, action: np.ndarray) -> Any:
+    def _play(self, action: Any) -> Any:
         result = self.env.step(action)
         if result[2]:
             self._reset = self._threads.submit(self.env.reset)
@@ -206,12 +235,13 @@ class VectorTrainings(SyncVectorEnv):
         self,
         num_envs: int = 8,
         *,
+        kind: type[Episodes[Any]] = TrainingEnv,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
         **options: Any,
     ) -> None:
-        """`options`: those of `TrainingEnv`."""
+        """`options`: those of `kind`."""
         self._threads = ThreadPoolExecutor(num_envs, "ml-trainer-env")
-        make = [lambda: Ahead(TrainingEnv(**options), self._threads)] * num_envs
+        make = [lambda: Ahead(kind(**options), self._threads)] * num_envs
         super().__init__(make, autoreset_mode=autoreset_mode)
 
     def step(self, actions: Any) -> Any:
