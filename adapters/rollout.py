@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -139,7 +140,7 @@ class Rollout:
     def __del__(self) -> None:
         """Of a trainer that forgets what it was given: wherever that is noticed, nobody waits."""
         session, self._session = self._session, None
-        if session is not None:
+        if session is not None and not sys.is_finalizing():  # then a thread never begins
             with suppress(RuntimeError):  # the interpreter is ending, and the connection with it
                 threading.Thread(target=session.close, daemon=True).start()
 

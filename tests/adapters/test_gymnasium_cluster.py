@@ -132,7 +132,8 @@ def test_stable_baselines_steps_them_side_by_side(cluster: TaskId) -> None:
     envs.reset()
     observations, rewards, _, _ = envs.step(np.array([TRAIN, TRAIN]))
     envs.close()
-    assert np.shape(observations) == (2, len(FEATURES))
+    assert isinstance(observations, np.ndarray)
+    assert observations.shape == (2, len(FEATURES))
     assert list(rewards) == [0, 0]
 
 

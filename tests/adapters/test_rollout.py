@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -73,6 +75,15 @@ def test_where_the_moves_lead_elsewhere_the_episode_is_not_patched_up(runner: Fa
                 rollout.call(*run(2))
             with pytest.raises(RuntimeError, match="no episode is open"):
                 rollout.finish()
+
+
+def test_a_program_that_forgets_an_episode_ends() -> None:
+    program = (
+        "from ml_trainer_env.adapters.rollout import Rollout, connecting\n"
+        "rollout = Rollout(connecting(None))\n"
+        "rollout.begin('easy_mnist')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_a_replay_that_fails_is_not_played_on(runner: FakeRunner) -> None:
