@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from ml_trainer_env import frozen
 from ml_trainer_env.frozen import Forked
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.task_ids import TaskId
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,7 +17,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> TaskId:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskId]:
     """One that is released whatever is frozen, and graded so that a window or two count."""
     line = Forked(
         split="validation",
@@ -28,4 +30,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> TaskId:
         best_curve=(),
     )
     monkeypatch.setitem(frozen.forks(), ("validation", 39), line)
-    return "cluster/validation/39"
+    task_of.cache_clear()  # of what is frozen
+    yield "cluster/validation/39"
+    task_of.cache_clear()

@@ -11,7 +11,7 @@ from fakes import DIVERGED, FakeRunner, Metrics
 
 from ml_trainer_env.agents import catalogue, pool
 from ml_trainer_env.agents.attempt import Attempt
-from ml_trainer_env.agents.catalogue import AGENTS, AgentUnavailable
+from ml_trainer_env.agents.catalogue import AGENTS, OF_CLUSTERS_ALONE, AgentUnavailable
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.records import Called, Line, Opened
 from ml_trainer_env.frozen import measured, table
@@ -20,7 +20,7 @@ from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.task_ids import VARIED, Family, TaskId, instance_id, instances
 
-PLAYERS = [name for name in AGENTS if name not in ("llm", "reference")]
+PLAYERS = [name for name in AGENTS if name not in ("llm", "reference", *OF_CLUSTERS_ALONE)]
 GOOD = 3e-3  # the good rate of AdamW at a multiplier of 1
 
 

@@ -360,7 +360,7 @@ def test_whatever_is_answered_it_ends_in_a_grade_or_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "CLASSIC_IDS", ["easy_mnist"])
+    monkeypatch.setenv("LLM_TASKS", "easy_mnist")
     endpoint = Endpoint(*(json.dumps(answer).encode() for answer in answers), otherwise=SUBMITTED)
     with endpoint.serving():
         configured(endpoint)
