@@ -11,7 +11,8 @@ name of its variable, and so is a folder that cannot be written.
 | ML_TRAINER_SESSION_TIMEOUT | 3600 | seconds of silence until a session is closed; 0: never |
 | ML_TRAINER_THREADS | 2 | threads that may compute the shards of one step, at most the free cores |
 | ML_TRAINER_CORES | | cores to train on: worker processes and busy threads; unset: all it may use |
-| ML_TRAINER_RUNNER | pool | pool: the server trains in worker processes; inline: in its own |
+| ML_TRAINER_RUNNER | pool | worker processes of the server; ray: of a Ray cluster; inline: itself |
+| ML_TRAINER_RAY_ADDRESS | | the head of that cluster, host:port; unset: one of this machine alone |
 | ML_TRAINER_SHARING | on | off: every session trains all its epochs itself |
 | ML_TRAINER_SNAPSHOT_MB | 1024 | megabytes of training states kept in memory |
 | ML_TRAINER_VERIFY_SHARED | 0 | share of the shared epochs that are trained again and compared |
@@ -59,7 +60,8 @@ class Settings(BaseModel):
     session_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0  # seconds; 0: none
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     cores: Annotated[int | None, Field(ge=1)] = None  # what a container allows bounds them anyway
-    runner: Literal["pool", "inline"] = "pool"  # of a server; in process it is always inline
+    runner: Literal["pool", "ray", "inline"] = "pool"  # of a server; in process always inline
+    ray_address: str | None = None
     sharing: bool = True
     snapshot_mb: Annotated[int, Field(ge=0)] = 1024
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -12,9 +12,10 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-_LENGTH = struct.Struct("<I")  # of the JSON
+LENGTH = struct.Struct("<I")  # of the JSON
 MOST_FILES = 2  # with one message
 
 
@@ -38,7 +39,7 @@ class Channel:
 
     def send(self, text: bytes, files: Sequence[int] = ()) -> None:
         """Raises `OSError` when the other end is closed."""
-        content = _LENGTH.pack(len(text)) + text
+        content = LENGTH.pack(len(text)) + text
         if files:
             sent = socket.send_fds(self._end, [content], files)
             content = content[sent:]
@@ -49,15 +50,20 @@ class Channel:
         """Block until a message is there. Raises `EOFError`."""
         files: list[int] = []
         try:
-            start, files, _, _ = socket.recv_fds(self._end, _LENGTH.size, MOST_FILES)
+            start, files, _, _ = socket.recv_fds(self._end, LENGTH.size, MOST_FILES)
             if not start:
                 raise EOFError
-            (length,) = _LENGTH.unpack(start + self._exactly(_LENGTH.size - len(start)))
+            (length,) = LENGTH.unpack(start + self._exactly(LENGTH.size - len(start)))
             return Message(self._exactly(length), tuple(files))
         except (EOFError, OSError) as error:
             for file in files:
                 os.close(file)
             raise EOFError from error
+
+    def hang_up(self) -> None:
+        """The other end is told, and whoever receives here finds an end."""
+        with suppress(OSError):  # it is gone already
+            self._end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Raises nothing; the other end is told."""

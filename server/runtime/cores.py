@@ -44,7 +44,7 @@ class Turn:
     @property
     def seconds(self) -> float:
         """How long the turn lasts, as things are."""
-        return min(SLICE, ROUND / (1 + self._cores.waiting / self._cores.total))
+        return min(SLICE, ROUND / (1 + self._cores.waiting / max(1, self._cores.total)))
 
     @property
     def spent(self) -> float:
@@ -74,12 +74,24 @@ class Cores:
             raise ValueError(f"cores must be at least 1; got {total}")
         self.total = total or available()
         self.threads = min(threads, self.total)
+        self._allowed = threads
         self._free = self.total
         self._max_waiting = max_waiting
         self._last: object = None  # who was served last
         self._core_seconds = 0.0  # mean of a turn
         self._lock = threading.Lock()
         self._queue: deque[_Waiter] = deque()
+
+    def resize(self, total: int, side_by_side: int) -> None:
+        """From now on there are `total` cores, and at most `side_by_side` of them for one asker.
+
+        Those that are lent stay lent. Without any, whoever asks waits.
+        """
+        with self._lock:
+            self._free += total - self.total
+            self.total = total
+            self.threads = max(1, min(self._allowed, side_by_side))
+            self._serve()
 
     @property
     def waiting(self) -> int:
@@ -104,7 +116,7 @@ class Cores:
     def _wait_for_turn(self, asker: Asker) -> int:
         waiter = _Waiter(asker.who)
         with self._lock:
-            must_wait = self._queue or not self._free
+            must_wait = self._queue or self._free <= 0
             if must_wait and not asker.admitted and len(self._queue) >= self._max_waiting:
                 raise QueueFull(self._refusal())
             self._queue.append(waiter)
@@ -125,7 +137,7 @@ class Cores:
         Only those who are served are woken: a crowd that woke at every turn would take the
         interpreter lock from the threads that hand epochs out.
         """
-        while self._queue and self._free:
+        while self._queue and self._free > 0:
             waiter = self._queue.popleft()
             # Two trainings that took turns would each look alone, and never run side by side.
             alone = not self._queue and self._last in (None, waiter.who)
@@ -149,7 +161,7 @@ class Cores:
 
     def _refusal(self) -> str:
         """In words; the queue is through once each of it has had a turn."""
-        seconds = math.ceil(self._core_seconds * len(self._queue) / self.total)
+        seconds = math.ceil(self._core_seconds * len(self._queue) / max(1, self.total))
         return (
             f"{SERVER_BUSY}: {len(self._queue)} trainings wait for a core; nothing was trained or "
             f"charged; try again in about {max(1, seconds)} s"

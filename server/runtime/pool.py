@@ -89,10 +89,13 @@ class Pool:
         size: int,
         precision: Precision = "fp32",
         *,
-        load: Callable[[str], LoadedData] | None = None,
+        load: Callable[[str], LoadedData | None] | None = None,
         launch: Launch = launch,
     ) -> None:
-        """`load` gives data sets instead of a worker; `launch` starts another kind of worker."""
+        """`load` gives data sets instead of a worker, or none: then workers find them themselves.
+
+        `launch` starts another kind of worker.
+        """
         self._size = size
         self._new = partial(_Worker, launch, precision)
         self._load = load or self._loaded_by_a_worker
@@ -133,6 +136,15 @@ class Pool:
             self._idle += [self._new() for _ in range(self._missing)]
         for name in datasets:
             self._shared(name)
+
+    def resize(self, size: int) -> None:
+        """From now on there are at most so many; those that ended in the meantime are let go."""
+        with self._lock:
+            self._size = size
+            ended = [idle for idle in self._idle if not idle.alive]
+            self._idle = [idle for idle in self._idle if idle.alive]
+        for each in ended:
+            each.close()
 
     def processes(self) -> list[Process]:
         """The workers, busy and idle."""
@@ -179,15 +191,16 @@ class Pool:
     @property
     def _missing(self) -> int:
         """How many workers more there may be."""
-        return self._size - len(self._idle) - len(self._busy)
+        return max(0, self._size - len(self._idle) - len(self._busy))
 
-    def _shared(self, name: str) -> LoadedData:
+    def _shared(self, name: str) -> LoadedData | None:
         """Nobody waits for another data set than theirs, once theirs is there."""
         data = self._data.get(name)
         if data is None:
             with self._loading:
                 data = self._data.get(name) or self._load(name)
-                self._data[name] = data
+                if data is not None:
+                    self._data[name] = data
         return data
 
     def _loaded_by_a_worker(self, name: str) -> LoadedData:

@@ -28,7 +28,7 @@ from ml_trainer_env.server.runs import Engine, Plan, Run
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff
 from ml_trainer_env.server.runtime.cores import Cores, Turn
 from ml_trainer_env.server.runtime.orders import METRICS, Answer, Order, Outcome, Told, record
-from ml_trainer_env.server.runtime.states import Nearest, States
+from ml_trainer_env.server.runtime.states import Nearest
 
 log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
@@ -111,10 +111,22 @@ class Executor(Protocol):
         ...
 
 
+class Kept(Protocol):
+    """The states that are kept: `States`, or what knows of them where they lie."""
+
+    folder: Path | None
+
+    def nearest(self, run: Run) -> Nearest: ...
+
+    def put(self, key: str, size: int, descriptor: int | None, left: str | None = None) -> None: ...
+
+    def remove(self, key: str) -> None: ...
+
+
 class SliceRunner:
     """Has `executor` carry requests out, slice by slice, on `cores`. Any thread may call."""
 
-    def __init__(self, executor: Executor, cores: Cores, states: States) -> None:
+    def __init__(self, executor: Executor, cores: Cores, states: Kept) -> None:
         self.executor = executor
         self.cores = cores
         self.states = states
@@ -190,7 +202,7 @@ class SliceRunner:
         if answer.error is not None:
             raise WorkerFailed(answer.error)
         if answer.unreadable and order.state is not None:
-            log.warning("the file of state %s is damaged; it is trained again", order.state)
+            log.warning("state %s is damaged or gone; it is trained again", order.state)
             self.states.remove(order.state)
         if answer.key is not None and answer.size is not None:
             self.states.put(answer.key, answer.size, file, left=order.state)

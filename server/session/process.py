@@ -17,6 +17,7 @@ from ml_trainer_env.server.machine.ending import Ending
 from ml_trainer_env.server.runs import Engine, Run
 from ml_trainer_env.server.runtime.cores import MAX_WAITING, Cores, available
 from ml_trainer_env.server.runtime.pool import Pool
+from ml_trainer_env.server.runtime.ray.farm import Farm
 from ml_trainer_env.server.runtime.records import NAME, Records
 from ml_trainer_env.server.runtime.runner import (
     Executor,
@@ -63,15 +64,19 @@ def begin(engine: Engine, task: Task, seed: int) -> Run:
 
 
 def runner_on(executor: Executor, chosen: Settings) -> Runner:
-    """Has `executor` train, with what is remembered as the settings say."""
+    """Has `executor` train on this machine, with what is remembered as the settings say."""
     folder = chosen.state_dir
     states = States(
         (chosen.state_mb if folder else chosen.snapshot_mb) * _MB, folder and folder / "states"
     )
     cores = Cores(chosen.threads, available(chosen.cores), _most_waiting(chosen))
-    runner = SliceRunner(executor, cores, states)
+    return _shared(SliceRunner(executor, cores, states), chosen)
+
+
+def _shared(runner: Runner, chosen: Settings) -> Runner:
     if not chosen.sharing:
         return runner
+    folder = chosen.state_dir
     return SharingRunner(runner, Records(folder and folder / NAME), chosen.verify_shared)
 
 
@@ -108,7 +113,13 @@ def inline_runner() -> Runner:
 def server_runner() -> Runner:
     """In worker processes, unless the settings say otherwise."""
     chosen = settings.current()
-    return runner_on(pool(), chosen) if chosen.runner == "pool" else inline_runner()
+    match chosen.runner:
+        case "pool":
+            return runner_on(pool(), chosen)
+        case "ray":
+            return _shared(farm().runner, chosen)
+        case "inline":
+            return inline_runner()
 
 
 @_once
@@ -116,6 +127,14 @@ def pool() -> Pool:
     """Needs no closing: the workers end with this process."""
     chosen = settings.current()
     return Pool(available(chosen.cores), chosen.precision)
+
+
+@_once
+def farm() -> Farm:
+    """Needs no closing either: what speaks to Ray ends with this process."""
+    chosen = settings.current()
+    cores = Cores(chosen.threads, 1, _most_waiting(chosen))
+    return Farm(chosen.precision, chosen.ray_address, chosen.cores, cores, chosen.snapshot_mb * _MB)
 
 
 def load() -> None:
@@ -130,11 +149,14 @@ def load() -> None:
 def prepare(*, workers: bool) -> None:
     """Have the data sets ready, fetching what is missing; failures go to the log.
 
-    `workers`: start those of the pool, which load them.
+    `workers`: start those of the pool, which load them. The machines of a cluster fetch theirs.
     """
     from ml_trainer_env.server import datasets
 
     try:
+        if settings.current().runner == "ray":
+            farm().engine()
+            return
         if workers:
             pool().prepare()
         for name in datasets.NAMES:

@@ -1,0 +1,296 @@
+"""The process between a server and a Ray cluster: `python -m …runtime.ray.bridge`.
+
+For every worker that the server starts there is an actor here, and a socket on which the worker's
+protocol is spoken (`runtime/worker.py`): the server cannot tell an actor from a process. Ray ends a
+program whose head or node is gone, so the program is this one and not the server. It ends with the
+server, and its actors with it.
+
+States lie in Ray's object store, where the actor that made them ran; this process only knows them
+by key. They outlive the actor, and go with the node or with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+from pydantic import TypeAdapter
+from ray import ObjectRef
+from ray.exceptions import ObjectLostError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ml_trainer_env.server.data.folder import NAMES
+from ml_trainer_env.server.runs import Engine
+from ml_trainer_env.server.runtime.channel import LENGTH, Channel
+from ml_trainer_env.server.runtime.cores import available
+from ml_trainer_env.server.runtime.orders import Answer
+from ml_trainer_env.server.runtime.ray.actors import BESIDE, Answers, Loaded, Trainer
+from ml_trainer_env.server.runtime.ray.nodes import CLAIM, Node, Nodes, label
+from ml_trainer_env.server.runtime.worker import STOP
+
+LOOK = 1.0  # seconds between two looks at the cluster
+PATIENCE = 10.0  # seconds that the head gets to answer; beyond it it counts as gone
+BEGINNING = 120.0  # seconds that an actor gets to load torch
+CONCURRENCY = 4  # of calls beside the training
+
+log = logging.getLogger("ml_trainer_env.ray")
+_ANSWERS = TypeAdapter(list[Answer])
+
+
+class Bridge:
+    """All of this process; lives in one event loop."""
+
+    def __init__(self, control: Channel, most: int | None, precision: str) -> None:
+        self.control = control
+        self.precision = precision
+        self.nodes = Nodes(most)
+        self.states: dict[str, ObjectRef[Any]] = {}
+        self.data = Data()
+        self.actors = ray.remote(
+            num_cpus=0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=1,
+            concurrency_groups={BESIDE: CONCURRENCY},
+        )(Trainer)
+        self._told: tuple[object, ...] = ()
+        self._workers: dict[int, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Until the server or the cluster is gone."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._listen, args=(loop,), daemon=True).start()
+        while True:
+            try:
+                seen = await asyncio.wait_for(asyncio.to_thread(ray.nodes), PATIENCE)
+            except (RayError, TimeoutError) as error:
+                raise ConnectionError("the head of the Ray cluster does not answer") from error
+            gone = await self.nodes.see(seen)
+            self.data.forget(gone)
+            self._tell_cores()
+            await asyncio.sleep(LOOK)
+
+    def _tell_cores(self) -> None:
+        told = (self.nodes.cores, self.nodes.narrowest, self.nodes.others, self.nodes.label)
+        if told != self._told:
+            self._told = told
+            names = ("cores", "narrowest", "others", "engine")
+            self.tell(dict(zip(names, told, strict=True)))
+
+    def tell(self, content: dict[str, Any]) -> None:
+        """The server."""
+        self.control.send(json.dumps(content).encode())
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """What the server sends, in a thread: with it come sockets."""
+        with suppress(EOFError):
+            while True:
+                message = self.control.receive()
+                content = json.loads(message.text)
+                loop.call_soon_threadsafe(self._take, content, message.files)
+        loop.call_soon_threadsafe(_end)
+
+    def _take(self, content: dict[str, Any], files: Sequence[int]) -> None:
+        if "start" in content:
+            number: int = content["start"]
+            worker = Worker(self, socket.socket(fileno=files[0]))
+            task = asyncio.create_task(worker.run())
+            self._workers[number] = task
+            task.add_done_callback(lambda _: self._ended(number))
+        elif "kill" in content and (task := self._workers.get(content["kill"])):
+            task.cancel()
+        for key in content.get("forget", ()):
+            self.states.pop(key, None)
+
+    def _ended(self, number: int) -> None:
+        del self._workers[number]
+        self.tell({"ended": number})
+
+
+class Data:
+    """Where each node has its data sets: loaded by one actor, mapped by the others."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[str, str], asyncio.Lock] = {}
+        self._loaded: dict[tuple[str, str], Loaded] = {}
+
+    async def provide(self, actor: Any, node: Node, name: str) -> None:
+        """The actor has the data set, mapped."""
+        place = (node.id, name)
+        async with self._at.setdefault(place, asyncio.Lock()):
+            loaded = self._loaded.get(place)
+            if loaded is not None and await actor.adopt.remote(name, loaded):
+                return
+            loaded = await actor.load.remote(name)
+            await actor.adopt.remote(name, loaded)
+            self._loaded[place] = loaded
+
+    def forget(self, nodes: set[str]) -> None:
+        """They are gone."""
+        self._loaded = {at: data for at, data in self._loaded.items() if at[0] not in nodes}
+
+
+class Worker:
+    """An actor, and the server's socket for it."""
+
+    def __init__(self, bridge: Bridge, end: socket.socket) -> None:
+        self._bridge = bridge
+        self._end = end
+        self._orders = asyncio.Queue[bytes]()
+        self._number = 0  # of the latest order
+        self._holds: str | None = None  # the key of the state that the actor has
+        self._has: set[str] = set()  # data sets
+        self._actor: Any = None
+
+    async def run(self) -> None:
+        """Until either end is gone."""
+        self._end.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=self._end)
+        self._writer = writer
+        work = asyncio.create_task(self._work())
+        listen = asyncio.create_task(self._listen(reader))
+        try:
+            await asyncio.wait((work, listen), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+            listen.cancel()
+            await asyncio.gather(work, listen, return_exceptions=True)
+            writer.close()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+                text = await reader.readexactly(length)
+                if text != STOP:
+                    self._orders.put_nowait(text)
+                elif self._actor is not None:
+                    self._actor.stop.remote(self._number)
+
+    async def _work(self) -> None:
+        node = await self._bridge.nodes.take()
+        lost = True
+        try:
+            self._actor = self._bridge.actors.options(
+                resources={node.label: CLAIM},
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+            ).remote(self._bridge.precision)
+            hello: bytes = await asyncio.wait_for(self._actor.engine.remote(), BEGINNING)
+            if not self._is_of(node, hello):
+                return
+            await self._tell(hello)
+            while True:
+                await self._carry_out(await self._orders.get(), node)
+        except asyncio.CancelledError:  # the server needs it no longer
+            lost = False
+            raise
+        except (RayError, TimeoutError) as error:
+            log.info("an actor was lost on node %s: %s", node.id[:8], str(error).split("\n")[0])
+        finally:
+            if self._actor is not None:
+                with suppress(RayError):
+                    ray.kill(self._actor)
+            await self._bridge.nodes.give_back(node, lost=lost)
+
+    def _is_of(self, node: Node, hello: bytes) -> bool:
+        """Whether the actor found the engine that its node names; what failed is the server's."""
+        content = json.loads(hello)
+        if "error" in content or self._bridge.precision != "fp32":
+            return True
+        found = label(Engine(**content["engine"]))
+        if found == node.label:
+            return True
+        self._bridge.nodes.close(node)
+        self._bridge.tell({"closed": node.id, "names": node.label, "has": found})
+        return False
+
+    async def _carry_out(self, text: bytes, node: Node) -> None:
+        self._number += 1
+        order: dict[str, Any] = json.loads(text)["order"]
+        name: str = order["workload"]["dataset"]
+        if name.partition("/")[0] in NAMES and name not in self._has:
+            await self._bridge.data.provide(self._actor, node, name)
+            self._has.add(name)
+        state = None
+        if order["state"] is not None and order["state"] != self._holds:
+            state = self._bridge.states.get(order["state"])
+            if state is None:
+                await self._unreadable()
+                return
+        stream = self._actor.perform.options(num_returns="streaming").remote(
+            self._number, json.dumps(order).encode(), state
+        )
+        try:
+            await self._relay(stream)
+        except ObjectLostError:
+            self._bridge.states.pop(order["state"], None)
+            await self._unreadable()
+
+    async def _relay(self, stream: Any) -> None:
+        async for each in stream:
+            answers: Answers = await each
+            if answers.state_follows:
+                last = _ANSWERS.validate_json(answers.text)[-1]
+                assert last.key is not None
+                # Not looked at: it stays where it is.
+                self._bridge.states[last.key] = await anext(stream)
+                self._holds = last.key
+            await self._tell(answers.text)
+
+    async def _unreadable(self) -> None:
+        await self._tell(f"[{Answer(last=True, unreadable=True).model_dump_json()}]".encode())
+
+    async def _tell(self, text: bytes) -> None:
+        self._writer.write(LENGTH.pack(len(text)) + text)
+        await self._writer.drain()
+
+
+def connect(address: str | None, most: int | None) -> None:
+    """To the cluster at `address`, or to one of this machine alone, which ends with us."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+    quiet = {"log_to_driver": False, "logging_level": "warning", "namespace": "ml-trainer"}
+    if address is not None:
+        ray.init(address, **quiet)
+        return
+    module = "ml_trainer_env.server.runtime.ray.resources"
+    command = [sys.executable, "-P", "-m", module]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    resources = json.loads(found.stdout)
+    quiet |= {"num_cpus": available(most), "include_dashboard": False}
+    ray.init("local", resources=resources, **quiet)
+
+
+def _end() -> None:
+    with suppress(Exception):
+        ray.shutdown()
+    os._exit(0)
+
+
+def main(descriptor: int, precision: str, most: str, address: str) -> None:
+    """Work until the other end closes."""
+    control = Channel(socket.socket(fileno=descriptor))
+    cores = int(most) if most else None
+    try:
+        connect(address or None, cores)
+        asyncio.run(Bridge(control, cores, precision).run())
+    except Exception as error:
+        with suppress(OSError):
+            why = {"error": str(error).strip() or type(error).__name__}
+            control.send(json.dumps({**why, "traceback": traceback.format_exc()}).encode())
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])

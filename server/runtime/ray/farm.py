@@ -1,0 +1,76 @@
+"""An executor on many machines: the pool with actors for its workers, on the cores that come."""
+
+# pyright: strict
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import AbstractContextManager
+
+from ml_trainer_env.server.runs import Engine, Precision
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.orders import Order
+from ml_trainer_env.server.runtime.pool import LoadedData, Pool
+from ml_trainer_env.server.runtime.ray.kept import KeptElsewhere
+from ml_trainer_env.server.runtime.ray.machines import Machines, RemoteWorker
+from ml_trainer_env.server.runtime.runner import Answers, SliceRunner, WorkerLost
+
+PATIENCE = 60.0  # seconds that the first core gets to come
+
+
+class Farm:
+    """Trains on the Ray cluster at `address`, on `most` of its cores; None: all.
+
+    Needs no closing: actors and all else end with this process.
+    """
+
+    def __init__(
+        self,
+        precision: Precision,
+        address: str | None,
+        most: int | None,
+        cores: Cores,
+        budget: int,  # bytes of states
+    ) -> None:
+        cores.resize(0, 1)
+        self.cores = cores
+        self._first = threading.Event()
+        self.pool = Pool(0, precision, load=_found_by_whoever_trains, launch=self._launch)
+        self.states = KeptElsewhere(budget, lambda keys: self.machines.forget(keys))
+        self.runner = SliceRunner(self, cores, self.states)
+        self.machines = Machines(
+            precision, address, most, changed=self._changed, lost=self.states.clear
+        )
+
+    def engine(self) -> Engine:
+        """That of the nodes. Raises `WorkerLost` where none comes, and `WorkerFailed`."""
+        if not self._first.wait(PATIENCE):
+            raise WorkerLost(
+                "no node of the Ray cluster names an engine: start nodes with "
+                'ray start --resources "$(ml-trainer resources)"'
+            )
+        return self.pool.engine()
+
+    def perform(self, order: Order, state: int | None) -> AbstractContextManager[Answers]:
+        return self.pool.perform(order, state)
+
+    def close(self) -> None:
+        """End all that was started."""
+        self.pool.close()
+        self.machines.close()
+
+    def _launch(self, end: socket.socket, precision: Precision) -> RemoteWorker:
+        return self.machines.launch(end, precision)
+
+    def _changed(self, cores: int, side_by_side: int) -> None:
+        self.cores.resize(cores, side_by_side)
+        self.pool.resize(cores)
+        if cores:
+            self._first.set()
+            self.pool.prepare()
+
+
+def _found_by_whoever_trains(name: str) -> LoadedData | None:
+    """Files of this machine are of no use to others: nodes share data among their own actors."""
+    return None
