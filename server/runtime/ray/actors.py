@@ -9,18 +9,16 @@ import traceback
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from ml_trainer_env.server import trainer
-from ml_trainer_env.server.engine import resident
-from ml_trainer_env.server.runs import Precision
-from ml_trainer_env.server.runtime.jobs import Computer
 from ml_trainer_env.server.runtime.nameless import nameless_file
-from ml_trainer_env.server.runtime.orders import Order
-from ml_trainer_env.server.runtime.shared_data import Place, SharedData, attach, share
 from ml_trainer_env.server.runtime.worker import SPACING
+
+if TYPE_CHECKING:  # torch comes with it, which whoever only names this class does without
+    from ml_trainer_env.server.runs import Precision
+    from ml_trainer_env.server.runtime.shared_data import SharedData
 
 BESIDE = "beside"  # the group of calls that do not wait for the training
 
@@ -38,13 +36,18 @@ class Answers(NamedTuple):
     """Some answers, as the worker's protocol has them; what the order reached may come next."""
 
     text: bytes
-    state_follows: bool = False
+    last: bool
+    key: str | None  # with the last: of the state that the actor now holds
+    state_follows: bool
 
 
 class Trainer:
     """Carries out an order at a time. Orders are numbered, so that a stop means one of them."""
 
     def __init__(self, precision: Precision) -> None:
+        from ml_trainer_env.server import trainer
+        from ml_trainer_env.server.runtime.jobs import Computer
+
         trainer.configure_process()
         self._precision: Precision = precision
         self._computer = Computer()
@@ -54,6 +57,8 @@ class Trainer:
 
     def engine(self) -> bytes:
         """What the worker's protocol begins with."""
+        from ml_trainer_env.server import trainer
+
         try:
             return json.dumps({"engine": asdict(trainer.engine(self._precision))}).encode()
         except Exception:
@@ -61,6 +66,9 @@ class Trainer:
 
     def load(self, name: str) -> Loaded:
         """Load a data set for all processes of this node."""
+        from ml_trainer_env.server.engine import resident
+        from ml_trainer_env.server.runtime.shared_data import share
+
         if name not in self._shared:
             self._shared[name] = share(resident.load(name))
         file, places = self._shared[name]
@@ -69,6 +77,9 @@ class Trainer:
 
     def adopt(self, name: str, data: Loaded) -> bool:
         """Map what another has loaded; False where that one is gone."""
+        from ml_trainer_env.server.engine import resident
+        from ml_trainer_env.server.runtime.shared_data import Place, attach
+
         if name in self._has:
             return True
         try:
@@ -88,6 +99,8 @@ class Trainer:
         """Carry out the order in `text`, on the file of a state; its own state's comes the last
         but one.
         """
+        from ml_trainer_env.server.runtime.orders import Order
+
         order = Order.model_validate_json(text)
         told, waiting = time.monotonic(), list[str]()
         with ExitStack() as opened:
@@ -97,7 +110,8 @@ class Trainer:
                 waiting.append(answer.model_dump_json(exclude_defaults=True))
                 if not answer.last and time.monotonic() - told < SPACING:
                     continue
-                yield Answers(f"[{','.join(waiting)}]".encode(), written is not None)
+                text = f"[{','.join(waiting)}]".encode()
+                yield Answers(text, answer.last, answer.key, written is not None)
                 if written is not None:
                     yield _content(written)
                 told, waiting = time.monotonic(), []

@@ -20,19 +20,20 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
-from pydantic import TypeAdapter
 from ray import ObjectRef
 from ray.exceptions import ObjectLostError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ml_trainer_env.server.data.folder import NAMES
 from ml_trainer_env.server.runs import Engine
-from ml_trainer_env.server.runtime.channel import LENGTH, Channel
+from ml_trainer_env.server.runtime.channel import LENGTH, Channel, Message
 from ml_trainer_env.server.runtime.cores import available
 from ml_trainer_env.server.runtime.orders import Answer
 from ml_trainer_env.server.runtime.ray.actors import BESIDE, Answers, Loaded, Trainer
@@ -42,10 +43,12 @@ from ml_trainer_env.server.runtime.worker import STOP
 LOOK = 1.0  # seconds between two looks at the cluster
 PATIENCE = 10.0  # seconds that the head gets to answer; beyond it it counts as gone
 BEGINNING = 120.0  # seconds that an actor gets to load torch
+ENDING = 5.0  # seconds that Ray gets to end
 CONCURRENCY = 4  # of calls beside the training
 
+Hears = Callable[[Message], object]
+
 log = logging.getLogger("ml_trainer_env.ray")
-_ANSWERS = TypeAdapter(list[Answer])
 
 
 class Bridge:
@@ -67,10 +70,10 @@ class Bridge:
         self._told: tuple[object, ...] = ()
         self._workers: dict[int, asyncio.Task[None]] = {}
 
-    async def run(self) -> None:
-        """Until the server or the cluster is gone."""
+    async def run(self, hears: Future[Hears]) -> None:
+        """Until the cluster is gone."""
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._listen, args=(loop,), daemon=True).start()
+        hears.set_result(partial(loop.call_soon_threadsafe, self._take))
         while True:
             try:
                 seen = await asyncio.wait_for(asyncio.to_thread(ray.nodes), PATIENCE)
@@ -92,19 +95,12 @@ class Bridge:
         """The server."""
         self.control.send(json.dumps(content).encode())
 
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """What the server sends, in a thread: with it come sockets."""
-        with suppress(EOFError):
-            while True:
-                message = self.control.receive()
-                content = json.loads(message.text)
-                loop.call_soon_threadsafe(self._take, content, message.files)
-        loop.call_soon_threadsafe(_end)
-
-    def _take(self, content: dict[str, Any], files: Sequence[int]) -> None:
+    def _take(self, message: Message) -> None:
+        """What the server says."""
+        content = json.loads(message.text)
         if "start" in content:
             number: int = content["start"]
-            worker = Worker(self, socket.socket(fileno=files[0]))
+            worker = Worker(self, socket.socket(fileno=message.files[0]))
             task = asyncio.create_task(worker.run())
             self._workers[number] = task
             task.add_done_callback(lambda _: self._ended(number))
@@ -240,12 +236,11 @@ class Worker:
     async def _relay(self, stream: Any) -> None:
         async for each in stream:
             answers: Answers = await each
-            if answers.state_follows:
-                last = _ANSWERS.validate_json(answers.text)[-1]
-                assert last.key is not None
+            if answers.last:
+                self._holds = answers.key
+            if answers.state_follows and answers.key is not None:
                 # Not looked at: it stays where it is.
-                self._bridge.states[last.key] = await anext(stream)
-                self._holds = last.key
+                self._bridge.states[answers.key] = await anext(stream)
             await self._tell(answers.text)
 
     async def _unreadable(self) -> None:
@@ -260,6 +255,7 @@ def connect(address: str | None, most: int | None) -> None:
     """To the cluster at `address`, or to one of this machine alone, which ends with us."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a node of ours: as the pool's workers
     quiet = {"log_to_driver": False, "logging_level": "warning", "namespace": "ml-trainer"}
     if address is not None:
         ray.init(address, **quiet)
@@ -272,7 +268,18 @@ def connect(address: str | None, most: int | None) -> None:
     ray.init("local", resources=resources, **quiet)
 
 
-def _end() -> None:
+def listen(control: Channel, hears: Future[Hears]) -> None:
+    """To the server, until it is gone, and then end.
+
+    In a thread, from the beginning: Ray may take minutes to find that there is no head.
+    """
+    with suppress(EOFError):
+        while True:
+            message = control.receive()
+            hears.result()(message)
+    end = threading.Timer(ENDING, os._exit, (0,))  # without a head Ray does not come to an end
+    end.daemon = True
+    end.start()
     with suppress(Exception):
         ray.shutdown()
     os._exit(0)
@@ -282,9 +289,11 @@ def main(descriptor: int, precision: str, most: str, address: str) -> None:
     """Work until the other end closes."""
     control = Channel(socket.socket(fileno=descriptor))
     cores = int(most) if most else None
+    hears: Future[Hears] = Future()
+    threading.Thread(target=listen, args=(control, hears), daemon=True).start()
     try:
         connect(address or None, cores)
-        asyncio.run(Bridge(control, cores, precision).run())
+        asyncio.run(Bridge(control, cores, precision).run(hears))
     except Exception as error:
         with suppress(OSError):
             why = {"error": str(error).strip() or type(error).__name__}

@@ -1,0 +1,105 @@
+"""Ray clusters of several nodes on this machine, each with processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from ml_trainer_env.server import trainer
+from ml_trainer_env.server.runtime.cores import Cores
+from ml_trainer_env.server.runtime.ray.farm import Farm
+from ml_trainer_env.server.runtime.ray.nodes import label
+
+STORE = 100 * 2**20  # bytes of objects on a node
+PATIENCE = 90.0  # seconds: Ray takes its time to see that a node is gone
+NICENESS = "RAY_worker_niceness"
+TITLE = b"ray::Trainer"
+
+
+def ours() -> str:
+    """The resource that names the engine of this machine."""
+    return label(trainer.engine("fp32"))
+
+
+class Nodes:
+    """A head that does not train, and nodes that do."""
+
+    def __init__(self, port: int | None = None) -> None:
+        os.environ.update({NICENESS: "0"})  # the machine has others to serve
+        head: dict[str, Any] = {"num_cpus": 0, "object_store_memory": STORE}
+        head |= {"include_dashboard": False}
+        if port is not None:
+            head["port"] = port
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def add(
+        self, cores: int = 1, named: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> Any:
+        """A node that trains; `named`: the engine it says it has."""
+        return self.cluster.add_node(
+            num_cpus=cores,
+            resources={named or ours(): cores},
+            object_store_memory=STORE,
+            env_vars=dict(environment or {}),
+        )
+
+    def kill(self, node: Any) -> None:
+        """All its processes at once, by SIGKILL."""
+        actors = actors_of(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+        for actor in actors:  # they would end by themselves, but not at once
+            with suppress(ProcessLookupError):
+                os.kill(actor, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Everything."""
+        self.cluster.shutdown()
+
+
+def actors_of(node: Any) -> list[int]:
+    """The processes that train there."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    return [process for process in _children(raylet) if _title(process).startswith(TITLE)]
+
+
+@contextmanager
+def farm(address: str | None, cores: int | None = None, budget: int = 10**9) -> Generator[Farm]:
+    """What trains on that cluster."""
+    with closing(Farm("fp32", address, cores, Cores(1, 1), budget)) as farm:
+        yield farm
+
+
+@contextmanager
+def nodes(*cores: int, port: int | None = None) -> Generator[Nodes]:
+    """A cluster with a node of so many cores each."""
+    with closing(Nodes(port)) as made:
+        for each in cores:
+            made.add(each)
+        yield made
+
+
+def _children(parent: int) -> list[int]:
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(stat[1]) == parent:
+                found.append(int(folder.name))
+    return found
+
+
+def _title(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
