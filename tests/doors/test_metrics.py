@@ -99,16 +99,23 @@ def test_epochs_and_grades_are_counted_by_where_they_come_from(watched: Watched)
     assert watched["ml_trainer_grades_total shared"] == 1
 
 
-def test_a_state_that_is_gone_shows_in_the_epochs_that_are_repeated(watched: Watched) -> None:
+def test_states_that_are_kept_are_weighed(watched: Watched) -> None:
     watched.play()
     assert watched.now("ml_trainer_states") > 0
     assert 0 < watched.now("ml_trainer_states_bytes") < watched.now("ml_trainer_states_limit_bytes")
     assert watched["ml_trainer_epochs_repeated_total"] == 0
-    watched.slices.states.close()
-    assert watched.now("ml_trainer_states") == watched.now("ml_trainer_states_bytes") == 0
-    watched.play(epochs=3)
-    assert watched["ml_trainer_epochs_repeated_total"] == 2
-    assert watched["ml_trainer_epochs_total trained"] == 3
+
+
+def test_too_little_room_for_states_shows_in_the_epochs_that_are_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(varied, "resident", small)
+    with serving_on(inline(cores=2, budget=1)) as watched:
+        watched.play()
+        assert watched["ml_trainer_epochs_total trained"] == 2
+        assert watched["ml_trainer_epochs_repeated_total"] >= 2  # for the grade
+        assert watched.now("ml_trainer_states") == watched.now("ml_trainer_states_bytes") == 0
+        assert watched.now("ml_trainer_states_limit_bytes") == 1
 
 
 def test_a_lost_worker_is_counted(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
