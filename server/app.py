@@ -32,16 +32,18 @@ from starlette.routing import Mount
 
 from ml_trainer_env.server import serve
 from ml_trainer_env.server.data import folder as data_folder
+from ml_trainer_env.server.doors import metrics
 from ml_trainer_env.server.doors.connections import Connections
 from ml_trainer_env.server.doors.guard import Guard
 from ml_trainer_env.server.doors.mcp import door as mcp_door
 from ml_trainer_env.server.doors.mcp.visitor import Terms
 from ml_trainer_env.server.doors.messages import where_standard_mcp_is
-from ml_trainer_env.server.doors.paths import OPENENV_MCP, PAGE, Paths, root_of
+from ml_trainer_env.server.doors.paths import METRICS, OPENENV_MCP, PAGE, Paths, root_of
 from ml_trainer_env.server.doors.published import publish
 from ml_trainer_env.server.doors.sites import Sites
 from ml_trainer_env.server.machine import alone, ending
 from ml_trainer_env.server.ml_trainer_environment import NAME, MLTrainerEnvironment
+from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.runtime.states import allow_many_files
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.session.places import Places
@@ -72,11 +74,13 @@ def build(
     load: Callable[[], None] | None = None,
     warm_up: Callable[[], None] | None = None,
     places: Places[MLTrainerEnvironment] | None = None,
+    find_runner: Callable[[], Runner] | None = None,
 ) -> FastAPI:
     """The application: a fresh `environment()` for every session.
 
     `load()` comes before the server listens, `warm_up()` runs beside its first requests.
-    `places` is where those environments are counted, and where the page finds whom to watch.
+    `places` is where those environments are counted, and where the page finds whom to watch;
+    `find_runner()` is what they train on, for the metrics.
     """
     settings = settings or current()
 
@@ -106,6 +110,7 @@ def build(
     publish(app)
     _redirect_to_the_page(app)
     _add_standard_mcp(app, environment, settings)
+    app.add_api_route(METRICS, metrics.door(places, find_runner), include_in_schema=False)
     app.add_middleware(Connections, idle_timeout=timeout)
     app.add_middleware(Guard, token=settings.token, origins=settings.origins)
     app.add_middleware(Sites, origins=settings.origins)
@@ -238,6 +243,7 @@ def application() -> FastAPI:
         load=load,
         warm_up=prepare,
         places=process.places(),
+        find_runner=process.server_runner,
     )
 
 

@@ -31,6 +31,7 @@ from openenv.core.env_server.types import Action, EnvironmentMetadata, Observati
 from ml_trainer_env.models import (
     TrainingStatus,
 )
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.episode import situation, tools
 from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.episode.played import REMEMBERED, Played
@@ -198,8 +199,10 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         """Call a tool. Raises `ActionError`, and then nothing has changed."""
         self._require_open()
         run = self._run
+        known = name if name in self._tools() else counters.UNKNOWN
         try:
-            status = tools.call(run.episode if run else None, name, arguments, stop)
+            with counters.TOOL_CALL_SECONDS.labels(known).time():
+                status = tools.call(run.episode if run else None, name, arguments, stop)
         except ActionError as error:
             if run and name in self._tools():
                 run.played.append(Played(name, {}, error=str(error)))

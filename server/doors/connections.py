@@ -21,6 +21,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.doors import messages
 from ml_trainer_env.server.doors.paths import OPENENV_MCP, root_of, route_of
 from ml_trainer_env.server.session.connection import Connection, current_connection
@@ -158,6 +159,7 @@ class Connections:
         for part in ("text", "body"):
             answer = message.get(part)
             if answer and messages.is_refusal(answer):
+                counters.SESSIONS_REFUSED.inc()
                 return {**message, part: messages.with_retry_hint(answer, self._sessions.seconds)}
         return message
 

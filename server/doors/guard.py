@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.doors.paths import OPENENV_MCP, PAGE, STANDARD_MCP, route_of
 from ml_trainer_env.server.doors.sites import written_alike
 
@@ -102,6 +103,7 @@ class Guard:
         except Exception:
             if scope["type"] != "http" or begun:
                 raise
+            counters.FAILURES.inc()
             log.exception("a request failed")
             answer = JSONResponse({"detail": "the server failed; the reason is in its log"}, 500)
             await answer(scope, receive, send)

@@ -16,6 +16,7 @@ OPENENV_MCP = "/mcp"  # OpenEnv's own dialect, over HTTP and as a WebSocket
 STANDARD_MCP = "/play/"  # the door of `server/doors/mcp/door.py`
 STANDARD_MCP_ADDRESS = f"{STANDARD_MCP}mcp"
 PAGE = "/web"
+METRICS = "/metrics"
 
 
 class Paths:

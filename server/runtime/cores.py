@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ml_trainer_env.models import SERVER_BUSY
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.machine import quota
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull, patience
 
@@ -98,6 +99,11 @@ class Cores:
         """Askers who have no core yet."""
         return len(self._queue)
 
+    @property
+    def lent(self) -> int:
+        """Cores that somebody has."""
+        return self.total - self._free
+
     @contextmanager
     def lend(self, asker: Asker | None = None) -> Iterator[Turn]:
         """Wait for a turn, which lasts as long as the block.
@@ -112,12 +118,14 @@ class Cores:
                 weight = SMOOTHING if self._core_seconds else 1.0
                 self._core_seconds += weight * (turn.spent - self._core_seconds)
                 self._give_back(turn.threads)
+            counters.CORE_SECONDS.inc(turn.spent)
 
     def _wait_for_turn(self, asker: Asker) -> int:
-        waiter = _Waiter(asker.who)
+        waiter, asked = _Waiter(asker.who), time.monotonic()
         with self._lock:
             must_wait = self._queue or self._free <= 0
             if must_wait and not asker.admitted and len(self._queue) >= self._max_waiting:
+                counters.TRAININGS_REFUSED.inc()
                 raise QueueFull(self._refusal())
             self._queue.append(waiter)
             self._serve()
@@ -129,6 +137,7 @@ class Cores:
                     self._leave(waiter)
                     raise CalledOff("nobody waits for it any more")
         asker.admitted = True
+        counters.CORE_WAIT_SECONDS.observe(time.monotonic() - asked)
         return waiter.lent
 
     def _serve(self) -> None:

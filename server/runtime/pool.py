@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.data.folder import NAMES
 from ml_trainer_env.server.runs import Engine, Precision
 from ml_trainer_env.server.runtime.channel import Channel, Message
@@ -117,6 +118,7 @@ class Pool:
                         with self._worker(None) as worker:
                             self._engine = worker.engine()
                     except NeverStarted:
+                        counters.WORKERS_LOST.inc()
                         continue
                 return self._engine
         raise WorkerLost(f"{STARTS} workers ended before they could begin")
@@ -210,6 +212,7 @@ class Pool:
                 with self._worker(None) as worker:
                     return worker.load(name)
             except ExecutorLost:
+                counters.WORKERS_LOST.inc()
                 continue
         raise WorkerLost(f"{STARTS} workers were killed while they loaded {name}")
 

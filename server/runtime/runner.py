@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ml_trainer_env.models import EpochRecord
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.runs import Engine, Plan, Run
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff
 from ml_trainer_env.server.runtime.cores import Cores, Turn
@@ -132,7 +133,9 @@ class SliceRunner:
         self.states = states
 
     def engine(self) -> Engine:
-        return self.executor.engine()
+        engine = self.executor.engine()
+        counters.ENGINE.labels(engine.fingerprint, engine.precision).set(1)
+        return engine
 
     def train(
         self, run: Run, plans: Sequence[Plan], asker: Asker | None = None
@@ -147,6 +150,7 @@ class SliceRunner:
         while request.accuracy is None:
             for _ in self._slice(request):
                 raise AssertionError("an epoch that nobody asked for")
+        counters.GRADES_COMPUTED.inc()
         return request.accuracy
 
     def _slice(self, request: _Request) -> Generator[Trained]:
@@ -179,6 +183,7 @@ class SliceRunner:
                 request.accuracy = answer.test_accuracy
                 if answer.outcome is not None:
                     if again:
+                        counters.EPOCHS_REPEATED.inc()
                         _compare(again.pop(0), answer.outcome, request.run)
                     elif not gone and ended:
                         return request.take(answer)
@@ -254,6 +259,8 @@ class _Request:
         self.run = self.run.after(record)
         self.ended = self.run.workload.ends_with(record)
         self.killed = self.unstarted = 0
+        counters.EPOCHS_TRAINED.inc()
+        counters.TRAINING_SECONDS.inc(answer.seconds)
         return Trained(record, answer.seconds)
 
     @contextmanager
@@ -265,8 +272,10 @@ class _Request:
         try:
             yield
         except NeverStarted:
+            counters.WORKERS_LOST.inc()
             self.unstarted += 1
         except ExecutorLost:
+            counters.WORKERS_LOST.inc()
             self.killed += 1
         if self.killed >= ATTEMPTS or self.unstarted >= STARTS:
             raise WorkerLost(

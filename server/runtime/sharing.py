@@ -20,6 +20,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.runs import Engine, Plan, Run
 from ml_trainer_env.server.runtime.asking import Asker, patience
 from ml_trainer_env.server.runtime.orders import outcome_of, record
@@ -53,6 +54,7 @@ class SharingRunner:
             if epoch is not None:
                 if self._is_in_the_sample(key):
                     self._verified(epoch, run, asker)
+                counters.EPOCHS_SHARED.inc()
                 epochs = iter((epoch,))
             elif self._claims_unknown(key):
                 epochs = self._trained(key, run, list(left), asker)
@@ -74,6 +76,7 @@ class SharingRunner:
         while True:
             known = self.records.get(run.key)
             if known is not None and known.test_accuracy is not None:
+                counters.GRADES_SHARED.inc()
                 return known.test_accuracy
             claim = f"grade of {run.key}"
             if self._claims.take(claim):

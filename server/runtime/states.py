@@ -69,7 +69,7 @@ class States:
     def __init__(self, budget: int, folder: Path | None = None) -> None:
         """Goes on with the files that an earlier process left in `folder`."""
         self.folder = folder
-        self._budget = budget
+        self.budget = budget
         self._most = _most_open()
         self._lock = threading.Lock()
         self._used = 0
@@ -141,7 +141,7 @@ class States:
             self._files.move_to_end(key)
             if left in self._files and left != key:
                 self._files.move_to_end(left, last=False)
-            if size > self._budget:  # the others may stay
+            if size > self.budget:  # the others may stay
                 self._files.move_to_end(key, last=False)
             self._make_room()
 
@@ -165,7 +165,7 @@ class States:
 
     def _make_room(self) -> None:
         """Needs the lock."""
-        while self._files and (self._used > self._budget or self._opened() > self._most):
+        while self._files and (self._used > self.budget or self._opened() > self._most):
             self._drop(next(iter(self._files)))
 
     def _opened(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from typing import Generic, TypeVar
 
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.session.turnover import Turnover
 from ml_trainer_env.server.validation import ActionError
 
@@ -35,6 +36,7 @@ class Places(Generic[T]):
         """A place for `guest`; nothing changes for one that has a place. Raises `NoPlace`."""
         with self._lock:
             if id(guest) not in self._guests and len(self._guests) >= self.limit:
+                counters.SESSIONS_REFUSED.inc()
                 raise NoPlace(
                     f"all {self.limit} places of this server are taken; "
                     f"try again in about {self._turnover.seconds} s"

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from ml_trainer_env.server import counters
 from ml_trainer_env.server.machine.ending import Ending
 from ml_trainer_env.server.runtime.asking import Bell
 from ml_trainer_env.server.session.connection import current_connection
@@ -39,6 +40,7 @@ def details_in_the_log() -> Generator[None, None, None]:
     except Ending as error:
         raise InternalError(str(error)) from None
     except Exception as error:
+        counters.FAILURES.inc()
         log.exception("our mistake")
         raise InternalError("the server failed; the reason is in its log") from error
 

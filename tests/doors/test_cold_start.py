@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 from fakes import FakeRunner
 from live import children, eventually, free_port, serving
+from scraped import scraped
 from websockets.sync.client import ClientConnection, connect
 
 from ml_trainer_env import MLTrainerEnv
@@ -142,6 +143,11 @@ def test_a_server_that_has_trained_holds_no_torch(tmp_path: Path) -> None:
                 env.call_tool("configure_training")
                 assert env.call_tool("run_epochs", num_epochs=1).val_accuracy > 0.3
                 assert env.call_tool("submit_model").grade.hidden_test_accuracy > 0.3
+                watched = scraped(url)
+                assert watched["ml_trainer_sessions"] == 1
+                assert watched["ml_trainer_epochs_total trained"] == 1
+                assert watched["ml_trainer_states"] == 1
+                assert any(name.startswith("ml_trainer_engine_info") for name in watched)
                 assert not has_torch(server.pid)
                 assert any(map(has_torch, children(server.pid)))  # who trains does
         finally:

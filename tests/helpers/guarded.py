@@ -9,7 +9,10 @@ from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 
 TOKEN = "s3cret-t0ken"
 HTTP_DOORS = [
-    *(("GET", path) for path in ("/", "/metadata", "/state", "/schema", "/docs", "/openapi.json")),
+    *(
+        ("GET", path)
+        for path in ("/", "/metadata", "/state", "/schema", "/docs", "/openapi.json", "/metrics")
+    ),
     *(("POST", path) for path in ("/reset", "/step", "/mcp", ADDRESS, "/ml_trainer_env/tasks")),
     *(("GET", "/web"), ("POST", "/web/step"), ("GET", ADDRESS), ("DELETE", ADDRESS)),
     ("GET", "/no/such/path"),
