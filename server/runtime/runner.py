@@ -116,6 +116,12 @@ class Kept(Protocol):
     """The states that are kept: `States`, or what knows of them where they lie."""
 
     folder: Path | None
+    budget: int  # bytes
+
+    @property
+    def used(self) -> int: ...
+
+    def __len__(self) -> int: ...
 
     def nearest(self, run: Run) -> Nearest: ...
 

@@ -22,7 +22,7 @@ class KeptElsewhere:
     folder: Path | None = None
 
     def __init__(self, budget: int, forget: Callable[[Sequence[str]], None]) -> None:
-        self._budget = budget
+        self.budget = budget
         self._forget = forget
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()  # bytes; the last used at the end
@@ -57,7 +57,7 @@ class KeptElsewhere:
             if left in self._sizes and left != key:
                 self._sizes.move_to_end(left, last=False)
             gone: list[str] = []
-            while self._used > self._budget:
+            while self._used > self.budget:
                 oldest, bytes_of_it = self._sizes.popitem(last=False)
                 self._used -= bytes_of_it
                 gone.append(oldest)
