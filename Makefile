@@ -3,7 +3,7 @@ PY := .venv/bin/python
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-instances bench-cluster learn learn-words soak ranking calibrate freeze freeze-cluster gates lock docker clean
+.PHONY: help setup data demo llm-demo evaluate serve test check format bench bench-sessions bench-machine bench-ray bench-instances bench-cluster learn learn-words soak ranking calibrate freeze freeze-cluster gates lock docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -60,6 +60,9 @@ learn: data ## PPO on varied_mlp, hours; goes on where it was: ARGS='train --see
 
 learn-words: data ## GRPO on a language model of random weights, half an hour; goes on where it was: ARGS='--steps 200'
 	@$(PY) benchmarks/learning/learn_words.py $(ARGS)
+
+bench-ray: data ## two Ray nodes against the pool on the same cores; last line is JSON
+	@$(PY) benchmarks/sessions/many_machines.py $(ARGS)
 
 soak: data ## ten minutes of many clients, killed workers and vanishing clients
 	@$(PY) benchmarks/sessions/soak.py $(ARGS)

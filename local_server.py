@@ -35,12 +35,14 @@ def local_server(
     program: Sequence[str] = ENVIRONMENT,
     health: str = "/health",
     port: int = 0,
+    patience: float = START_SECONDS,
 ) -> Generator[str, None, None]:
     """`program` serving on a free port of this machine; yields its base URL, then stops it.
 
     The port is `port`, where that one is free.
 
-    It is told `--host` and `--port`, and serves once `health` answers. Its output goes to `log`.
+    It is told `--host` and `--port`, and serves once `health` answers, in `patience` seconds at
+    most. Its output goes to `log`.
     Raises `ServerError`, with the end of the log, when it does not start or when it ends before it
     is stopped, and `SettingsError` when it ends because of its settings.
     """
@@ -52,7 +54,7 @@ def local_server(
         server = Leashed(command, stdout=out, stderr=subprocess.STDOUT, env=alone)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_healthy(server, url + health, log)
+        _wait_until_healthy(server, url + health, log, patience)
         yield url
     except CONNECTION_ERRORS as error:
         with suppress(subprocess.TimeoutExpired):  # a client hears of the end before we do
@@ -64,8 +66,8 @@ def local_server(
         server.end(STOP_SECONDS)
 
 
-def _wait_until_healthy(server: Leashed, address: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait_until_healthy(server: Leashed, address: str, log: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise _ended(server, log)
@@ -74,7 +76,7 @@ def _wait_until_healthy(server: Leashed, address: str, log: Path) -> None:
             if httpx.get(address, timeout=5, trust_env=False).status_code == 200:
                 return
         time.sleep(0.1)
-    raise ServerError(f"the server did not answer {address} in {START_SECONDS:g} s{_log_tail(log)}")
+    raise ServerError(f"the server did not answer {address} in {patience:g} s{_log_tail(log)}")
 
 
 def _ended(server: Leashed, log: Path) -> ServerError | SettingsError:

@@ -7,6 +7,7 @@ is printed is epochs a second as a share of the ideal, workers over seconds of a
 server's processor time for each epoch. Alone on the machine; the last line is JSON.
 
     make bench-machine ARGS='--workers 64 --seconds 20'
+    make bench-machine ARGS='--ray --workers 256'    # each worker is a Ray actor, a process
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
 
 from ml_trainer_env.benchmarks.sessions.crowd import CONFIGURE, Side
+from ml_trainer_env.benchmarks.sessions.waiting import ENGINE
 from ml_trainer_env.benchmarks.sessions.watcher import processor_seconds, server_of
 from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.local_server import LOGS, local_server
+from ml_trainer_env.server.runs import Engine
+from ml_trainer_env.server.runtime.ray.nodes import label
 from ml_trainer_env.surroundings import variables_set
 from ml_trainer_env.task_ids import TaskId
 from ml_trainer_env.terminal import stdout
@@ -42,6 +46,7 @@ EPOCHS: dict[TaskId, int] = {"easy_mnist": 20, "hard_cifar": 3}  # of each call
 TARGETS: dict[TaskId, float] = {"easy_mnist": 0.90, "hard_cifar": 0.95}  # at JUDGED workers
 JUDGED = 64
 AT_ONCE = 16  # clients that are opening sessions
+START_SECONDS = 900.0  # hundreds of actors are hundreds of processes
 WARM_UP = 0.5  # share of the measured time, before it
 
 
@@ -63,15 +68,22 @@ def seconds_of_an_epoch(task_id: TaskId) -> float:
 
 
 @contextmanager
-def machine(workers: int, epoch_seconds: float) -> Iterator[str]:
-    """The server of a machine with that many cores; its URL."""
+def machine(workers: int, epoch_seconds: float, ray: bool) -> Iterator[str]:
+    """The server of a machine with that many cores, or of a Ray cluster with them; its URL."""
     variables = {
         "ML_TRAINER_MAX_SESSIONS": str(2 * SESSIONS),
         "FARM_WORKERS": str(workers),
         "FARM_EPOCH_SECONDS": str(epoch_seconds),
     }
-    with variables_set(variables), local_server(LOG, PROGRAM) as url:
-        yield url
+    with ExitStack() as opened:
+        opened.enter_context(variables_set(variables))
+        if ray:
+            from ml_trainer_env.benchmarks.sessions.ray_nodes import nodes
+
+            cluster = nodes(workers, engine=label(Engine(**ENGINE)))
+            address = {"ML_TRAINER_RAY_ADDRESS": opened.enter_context(cluster).address}
+            opened.enter_context(variables_set(address))
+        yield opened.enter_context(local_server(LOG, PROGRAM, patience=START_SECONDS))
 
 
 async def played(url: str, task_id: TaskId, seconds: float) -> tuple[float, float]:
@@ -122,12 +134,14 @@ async def played(url: str, task_id: TaskId, seconds: float) -> tuple[float, floa
     return epochs / seconds, 1000 * (last - first) / epochs
 
 
-def measure(workers: Sequence[int], task_ids: Sequence[TaskId], seconds: float) -> dict[str, Any]:
+def measure(
+    workers: Sequence[int], task_ids: Sequence[TaskId], seconds: float, ray: bool
+) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for task_id in task_ids:
         epoch_seconds = seconds_of_an_epoch(task_id)
         for count in workers:
-            with machine(count, epoch_seconds) as url:
+            with machine(count, epoch_seconds, ray) as url:
                 rate, cost = asyncio.run(played(url, task_id, seconds))
             ideal = count / epoch_seconds
             results[f"{task_id}, {count} workers"] = {
@@ -159,8 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", nargs="+", type=int, default=list(WORKERS))
     parser.add_argument("--tasks", nargs="+", choices=list(EPOCHS), default=list(EPOCHS))
     parser.add_argument("--seconds", type=float, default=30.0, help="that are measured, of each")
+    parser.add_argument("--ray", action="store_true", help="workers as actors of a Ray cluster")
     options = parser.parse_args(argv)
-    results = measure(options.workers, options.tasks, options.seconds)
+    results = measure(options.workers, options.tasks, options.seconds, options.ray)
     show(results)
     print(json.dumps(results, allow_nan=False))
 

@@ -22,14 +22,16 @@ from typing import Any
 
 import uvicorn
 
+from ml_trainer_env.benchmarks.sessions.waiting import ENGINE, STATE_BYTES, answer
 from ml_trainer_env.server import app, runs
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.runs import Engine, Precision
 from ml_trainer_env.server.runtime.channel import Channel
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.nameless import nameless_file
-from ml_trainer_env.server.runtime.orders import METRICS, Order
+from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool, Process
+from ml_trainer_env.server.runtime.ray.farm import Farm
 from ml_trainer_env.server.runtime.records import Records
 from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
 from ml_trainer_env.server.runtime.sharing import SharingRunner
@@ -38,8 +40,7 @@ from ml_trainer_env.server.runtime.worker import SPACING, STOP
 from ml_trainer_env.server.session import process
 from ml_trainer_env.server.settings import current
 
-ENGINE: dict[str, Any] = {"fingerprint": "waits", "precision": "fp32", "state_bytes": {}}
-STATE_BYTES = 1000  # of a state that nobody reads
+ACTORS = "ml_trainer_env.benchmarks.sessions.farm_actors"
 
 # The server --------------------------------------------------------------------------------------
 
@@ -82,12 +83,23 @@ def launch(end: socket.socket, precision: Precision) -> Process:
 def runner() -> Runner:
     """As a server's, on the machine's cores."""
     count, chosen = int(os.environ["FARM_WORKERS"]), current()
+    if chosen.ray_address is not None:
+        return SharingRunner(on_ray(chosen.ray_address, count, chosen.max_sessions), Records())
     with nameless_file() as file:
         nothing = LoadedData(os.dup(file.fileno()), [])
     pool = Pool(count, load=lambda name: nothing, launch=launch)
     pool.prepare()
     slices = SliceRunner(pool, Cores(1, count, chosen.max_sessions), States(2**30))
     return SharingRunner(slices, Records())
+
+
+def on_ray(address: str, count: int, most_waiting: int) -> Runner:
+    """On that cluster, once all of its actors have started."""
+    farm = Farm("fp32", address, count, Cores(1, 1, most_waiting), 2**30, bridge=ACTORS)
+    farm.engine()
+    for worker in farm.pool._idle:
+        worker.engine()
+    return farm.runner
 
 
 def serve(host: str, port: int) -> None:
@@ -138,8 +150,7 @@ def wait(order: Order, channel: Channel, end: socket.socket, seconds: float) -> 
             channel.receive()
             time.sleep(max(0.0, begun + done * seconds - time.monotonic()))
         key = runs.next_key(key, plan)
-        metric = int(key[:8], 16) / 2**32
-        ahead.append({"outcome": [[metric] * len(METRICS), None], "seconds": seconds})
+        ahead.append(answer(key, seconds))
         now = time.monotonic()
         late = done >= order.at_least and now - begun >= order.seconds
         if late or stopped:

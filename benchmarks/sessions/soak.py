@@ -7,6 +7,7 @@ score that it has alone, to the bit; no place may be taken; memory must be flat.
 not. The last line is JSON.
 
     make soak ARGS='--minutes 1 --sessions 16'
+    make soak ARGS='--ray --kill-every 60'    # on two Ray nodes, of which one is killed at a time
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
@@ -37,8 +38,12 @@ from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.inline import Inline
 from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
 from ml_trainer_env.server.runtime.states import States
+from ml_trainer_env.surroundings import variables_set
 from ml_trainer_env.task_ids import CLASSIC_IDS, TaskId
 from ml_trainer_env.terminal import stdout
+
+if TYPE_CHECKING:
+    from ml_trainer_env.benchmarks.sessions.ray_nodes import Nodes
 
 LOG = Path("outputs") / "logs" / "soak-server.log"
 SHORTEST = 0.5  # minutes; memory is looked at every few seconds
@@ -147,6 +152,14 @@ class Soak:
             else:
                 return env
 
+    async def killer_of_nodes(self, nodes: Nodes, every: float) -> None:
+        """Kill a node, the older one, and have another join, again and again."""
+        while True:
+            await asyncio.sleep(every)
+            await asyncio.to_thread(nodes.kill, nodes.training[0])
+            self.killed += 1
+            await asyncio.to_thread(nodes.add)
+
     async def killer(self, every: float) -> None:
         """Kill a worker, busy or idle, again and again.
 
@@ -164,10 +177,16 @@ class Soak:
             before = workers
 
     async def run(
-        self, plan: Sequence[Script], sessions: int, seconds: float, kill_every: float
+        self,
+        plan: Sequence[Script],
+        sessions: int,
+        seconds: float,
+        kill_every: float,
+        nodes: Nodes | None,
     ) -> None:
         until = time.monotonic() + seconds
-        killer = asyncio.create_task(self.killer(kill_every))
+        killing = self.killer_of_nodes(nodes, kill_every) if nodes else self.killer(kill_every)
+        killer = asyncio.create_task(killing)
         await asyncio.gather(*(self.client(plan, until) for _ in range(sessions)))
         killer.cancel()
 
@@ -215,6 +234,17 @@ def judge(soak: Soak, seen: Watcher, taken: int, expected: dict[Script, float]) 
     }
 
 
+@contextmanager
+def on_ray() -> Iterator[Nodes]:
+    """Two nodes of one core, on which servers that are started within the block train."""
+    from ml_trainer_env.benchmarks.sessions.ray_nodes import nodes
+
+    with nodes(1, 1) as cluster:
+        variables = {"ML_TRAINER_RUNNER": "ray", "ML_TRAINER_RAY_ADDRESS": cluster.address}
+        with variables_set(variables):
+            yield cluster
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make soak", description="Many clients and accidents.")
     parser.add_argument("--minutes", type=float, default=10)
@@ -222,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--places", type=int, help="of the server; left out: as many as sessions")
     parser.add_argument("--tasks", nargs="+", choices=CLASSIC_IDS, default=list(CLASSIC_IDS))
     parser.add_argument("--kill-every", type=float, default=KILL_EVERY, help="seconds")
+    parser.add_argument("--ray", action="store_true", help="two nodes of a Ray cluster train")
     parser.add_argument("--sharing", choices=("on", "off"), default="off", help="of epochs")
     options = parser.parse_args(argv)
     if options.minutes < SHORTEST:
@@ -237,11 +268,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with console.status("the episodes alone"):
         expected = {script: alone(script, runner) for script in plan}
     runner.states.close()
-    with local_server(LOG) as url, console.status(f"{options.sessions} clients, see {LOG}"):
+    with (
+        on_ray() if options.ray else nullcontext() as nodes,
+        local_server(LOG) as url,
+        console.status(f"{options.sessions} clients, see {LOG}"),
+    ):
         soak = Soak(url, random.Random(0))
         with watching(url) as seen:
             seconds = 60 * options.minutes
-            asyncio.run(soak.run(plan, options.sessions, seconds, options.kill_every))
+            asyncio.run(soak.run(plan, options.sessions, seconds, options.kill_every, nodes))
         # A client that has just vanished has a place until the server has noticed.
         taken = places_taken(url, places)
     found = judge(soak, seen, taken, expected)

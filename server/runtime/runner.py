@@ -129,6 +129,8 @@ class Kept(Protocol):
 
     def remove(self, key: str) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class SliceRunner:
     """Has `executor` carry requests out, slice by slice, on `cores`. Any thread may call."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -28,7 +27,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ml_trainer_env.server.data.folder import NAMES
@@ -48,25 +47,24 @@ CONCURRENCY = 4  # of calls beside the training
 
 Hears = Callable[[Message], object]
 
-log = logging.getLogger("ml_trainer_env.ray")
-
 
 class Bridge:
     """All of this process; lives in one event loop."""
 
-    def __init__(self, control: Channel, most: int | None, precision: str) -> None:
+    def __init__(self, control: Channel, most: int | None, precision: str, trainer: type) -> None:
         self.control = control
         self.precision = precision
         self.nodes = Nodes(most)
         self.states: dict[str, ObjectRef[Any]] = {}
         self.data = Data()
-        self.actors = ray.remote(
+        self.actors: Any = ray.remote(trainer).options(
             num_cpus=0,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=1,
             concurrency_groups={BESIDE: CONCURRENCY},
-        )(Trainer)
+        )
+        self.wanted: str | None = None  # the label of the first actor's engine
         self._told: tuple[object, ...] = ()
         self._workers: dict[int, asyncio.Task[None]] = {}
 
@@ -192,7 +190,8 @@ class Worker:
             lost = False
             raise
         except (RayError, TimeoutError) as error:
-            log.info("an actor was lost on node %s: %s", node.id[:8], str(error).split("\n")[0])
+            why = str(error).strip().split("\n")[0] or type(error).__name__
+            self._bridge.tell({"lost": node.id, "why": why})
         finally:
             if self._actor is not None:
                 with suppress(RayError):
@@ -202,10 +201,16 @@ class Worker:
     def _is_of(self, node: Node, hello: bytes) -> bool:
         """Whether the actor found the engine that its node names; what failed is the server's."""
         content = json.loads(hello)
-        if "error" in content or self._bridge.precision != "fp32":
+        if "error" in content:
             return True
-        found = label(Engine(**content["engine"]))
-        if found == node.label:
+        engine = Engine(**content["engine"])
+        # A label is of fp32. With another precision the first actor says what the others have.
+        found = label(engine)
+        if engine.precision == "fp32":
+            wanted = node.label
+        else:
+            wanted = self._bridge.wanted = self._bridge.wanted or found
+        if found == wanted:
             return True
         self._bridge.nodes.close(node)
         self._bridge.tell({"closed": node.id, "names": node.label, "has": found})
@@ -215,12 +220,13 @@ class Worker:
         self._number += 1
         order: dict[str, Any] = json.loads(text)["order"]
         name: str = order["workload"]["dataset"]
+        key: str | None = order["state"]
         if name.partition("/")[0] in NAMES and name not in self._has:
             await self._bridge.data.provide(self._actor, node, name)
             self._has.add(name)
         state = None
-        if order["state"] is not None and order["state"] != self._holds:
-            state = self._bridge.states.get(order["state"])
+        if key is not None and key != self._holds:
+            state = self._bridge.states.get(key)
             if state is None:
                 await self._unreadable()
                 return
@@ -230,8 +236,11 @@ class Worker:
         try:
             await self._relay(stream)
         except ObjectLostError:
-            self._bridge.states.pop(order["state"], None)
+            self._bridge.states.pop(key or "", None)
             await self._unreadable()
+        except RayTaskError as error:  # our mistake, and not the actor's end
+            self._holds = None
+            await self._tell(_last(Answer(last=True, error=str(error))))
 
     async def _relay(self, stream: Any) -> None:
         async for each in stream:
@@ -244,11 +253,15 @@ class Worker:
             await self._tell(answers.text)
 
     async def _unreadable(self) -> None:
-        await self._tell(f"[{Answer(last=True, unreadable=True).model_dump_json()}]".encode())
+        await self._tell(_last(Answer(last=True, unreadable=True)))
 
     async def _tell(self, text: bytes) -> None:
         self._writer.write(LENGTH.pack(len(text)) + text)
         await self._writer.drain()
+
+
+def _last(answer: Answer) -> bytes:
+    return f"[{answer.model_dump_json()}]".encode()
 
 
 def connect(address: str | None, most: int | None) -> None:
@@ -285,15 +298,15 @@ def listen(control: Channel, hears: Future[Hears]) -> None:
     os._exit(0)
 
 
-def main(descriptor: int, precision: str, most: str, address: str) -> None:
+def main(descriptor: str, precision: str, most: str, address: str, trainer: type = Trainer) -> None:
     """Work until the other end closes."""
-    control = Channel(socket.socket(fileno=descriptor))
+    control = Channel(socket.socket(fileno=int(descriptor)))
     cores = int(most) if most else None
     hears: Future[Hears] = Future()
     threading.Thread(target=listen, args=(control, hears), daemon=True).start()
     try:
         connect(address or None, cores)
-        asyncio.run(Bridge(control, cores, precision).run(hears))
+        asyncio.run(Bridge(control, cores, precision, trainer).run(hears))
     except Exception as error:
         with suppress(OSError):
             why = {"error": str(error).strip() or type(error).__name__}
@@ -302,4 +315,5 @@ def main(descriptor: int, precision: str, most: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    descriptor, precision, most, address = sys.argv[1:]
+    main(descriptor, precision, most, address)

@@ -13,7 +13,7 @@ from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool
 from ml_trainer_env.server.runtime.ray.kept import KeptElsewhere
-from ml_trainer_env.server.runtime.ray.machines import Machines, RemoteWorker
+from ml_trainer_env.server.runtime.ray.machines import MODULE, Machines, RemoteWorker
 from ml_trainer_env.server.runtime.runner import Answers, SliceRunner, WorkerLost
 
 PATIENCE = 60.0  # seconds that the first core gets to come
@@ -32,7 +32,9 @@ class Farm:
         most: int | None,
         cores: Cores,
         budget: int,  # bytes of states
+        bridge: str = MODULE,
     ) -> None:
+        """`bridge`: the module that speaks to Ray; another's actors do something else."""
         cores.resize(0, 1)
         self.cores = cores
         self._first = threading.Event()
@@ -40,7 +42,12 @@ class Farm:
         self.states = KeptElsewhere(budget, lambda keys: self.machines.forget(keys))
         self.runner = SliceRunner(self, cores, self.states)
         self.machines = Machines(
-            precision, address, most, changed=self._changed, lost=self.states.clear
+            precision,
+            address,
+            most,
+            changed=self._changed,
+            lost=self.states.close,
+            bridge=bridge,
         )
 
     def engine(self) -> Engine:

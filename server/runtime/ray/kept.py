@@ -70,8 +70,8 @@ class KeptElsewhere:
             self._used -= self._sizes.pop(key, 0)
         self._forget([key])
 
-    def clear(self) -> None:
-        """All are gone."""
+    def close(self) -> None:
+        """All are gone, or needed no longer."""
         with self._lock:
             self._sizes.clear()
             self._used = 0

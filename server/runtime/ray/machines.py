@@ -44,9 +44,11 @@ class Machines:
         *,
         changed: Callable[[int, int], None],
         lost: Callable[[], None],
+        bridge: str = MODULE,
     ) -> None:
         most_told = "" if most is None else str(most)
-        self._command = [precision, most_told, address or ""]
+        self._program = [sys.executable, "-P", "-m", bridge]
+        self._told = [precision, most_told, address or ""]
         self._changed = changed
         self._lost = lost
         self._lock = threading.Condition()
@@ -112,7 +114,7 @@ class Machines:
             ours, theirs = socket.socketpair()
             with theirs:
                 self._bridge = subprocess.Popen(
-                    [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), *self._command],
+                    [*self._program, str(theirs.fileno()), *self._told],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
@@ -150,6 +152,8 @@ class Machines:
                 worker = self._workers.pop(content["ended"], None)
             if worker is not None:
                 worker.end()
+        elif "lost" in content:
+            log.warning("Ray: an actor was lost on node %s: %s", content["lost"], content["why"])
         elif "closed" in content:
             log.error(
                 "Ray: node %s names the engine %s and has %s: it is not used",

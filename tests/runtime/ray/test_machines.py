@@ -18,8 +18,7 @@ from pools import trained
 
 pytest.importorskip("ray", reason="the extra `ray`")
 
-import rays
-
+from ml_trainer_env.benchmarks.sessions import ray_nodes as rays
 from ml_trainer_env.server import runs
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker

@@ -28,9 +28,11 @@ def ours() -> str:
 
 
 class Nodes:
-    """A head that does not train, and nodes that do."""
+    """A head that does not train, and nodes that do, with the engine of this machine or another."""
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, engine: str | None = None) -> None:
+        self._engine = engine or ours()
+        self.training: list[Any] = []  # nodes, the eldest first
         os.environ.update({NICENESS: "0"})  # the machine has others to serve
         head: dict[str, Any] = {"num_cpus": 0, "object_store_memory": STORE}
         head |= {"include_dashboard": False}
@@ -40,30 +42,35 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        return self.cluster.address
+        """Host and port of the head."""
+        return str(self.cluster.address)
 
     def add(
         self, cores: int = 1, named: str | None = None, environment: Mapping[str, str] | None = None
     ) -> Any:
         """A node that trains; `named`: the engine it says it has."""
-        return self.cluster.add_node(
+        node = self.cluster.add_node(
             num_cpus=cores,
-            resources={named or ours(): cores},
+            resources={named or self._engine: cores},
             object_store_memory=STORE,
             env_vars=dict(environment or {}),
         )
+        self.training.append(node)
+        return node
 
     def kill(self, node: Any) -> None:
         """All its processes at once, by SIGKILL."""
         actors = actors_of(node)
+        self.training.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
         for actor in actors:  # they would end by themselves, but not at once
             with suppress(ProcessLookupError):
                 os.kill(actor, signal.SIGKILL)
 
     def close(self) -> None:
-        """Everything."""
-        self.cluster.shutdown()
+        """Everything; once more does nothing."""
+        if self.cluster.head_node is not None:
+            self.cluster.shutdown()
 
 
 def actors_of(node: Any) -> list[int]:
@@ -80,9 +87,9 @@ def farm(address: str | None, cores: int | None = None, budget: int = 10**9) -> 
 
 
 @contextmanager
-def nodes(*cores: int, port: int | None = None) -> Generator[Nodes]:
+def nodes(*cores: int, port: int | None = None, engine: str | None = None) -> Generator[Nodes]:
     """A cluster with a node of so many cores each."""
-    with closing(Nodes(port)) as made:
+    with closing(Nodes(port, engine)) as made:
         for each in cores:
             made.add(each)
         yield made
