@@ -358,33 +358,31 @@ def test_who_waits_is_woken_by_the_bell_and_not_by_looking(monkeypatch: pytest.M
 # Cores that come and go ---------------------------------------------------------------------------
 
 
-def test_cores_that_come_are_lent_to_those_who_wait(pool: ThreadPoolExecutor) -> None:
-    cores = Cores(threads=2, total=1)
-    cores.resize(0, 1)
-    crowd = Crowd(FakeExecutor(), cores, pool)
-    for seed in range(3):
-        crowd.ask(seed)
-    crowd.settle(begun=0, waiting=3)
-    cores.resize(2, 1)
-    crowd.settle(begun=2, waiting=1)
-    assert [crowd.finish(seed) for seed in range(3)]
+def test_cores_that_come_are_lent_to_those_who_wait() -> None:
+    with crowd(threads=2, cores=1) as each:
+        each.cores.resize(0, 1)
+        for seed in range(3):
+            each.ask(seed)
+        each.settle(begun=0, waiting=3)
+        each.cores.resize(2, 1)
+        each.settle(begun=2, waiting=1)
+        assert [len(each.finish(seed)) for seed in range(3)] == [1, 1, 1]
 
 
-def test_cores_that_go_while_they_are_lent_are_not_lent_again(pool: ThreadPoolExecutor) -> None:
-    cores = Cores(threads=1, total=2)
-    crowd = Crowd(FakeExecutor(), cores, pool)
-    crowd.ask(0)
-    crowd.ask(1)
-    crowd.settle(begun=2)
-    cores.resize(1, 1)
-    crowd.ask(2)
-    crowd.settle(begun=2, waiting=1)
-    crowd.finish(0)
-    crowd.settle(begun=2, waiting=1)
-    crowd.finish(1)
-    crowd.settle(begun=3)
-    crowd.finish(2)
-    assert (cores._free, cores.total) == (1, 1)
+def test_cores_that_go_while_they_are_lent_are_not_lent_again() -> None:
+    with crowd(threads=1, cores=2) as each:
+        each.ask(0)
+        each.ask(1)
+        each.settle(begun=2)
+        each.cores.resize(1, 1)
+        each.ask(2)
+        each.settle(begun=2, waiting=1)
+        each.finish(0)
+        each.settle(begun=2, waiting=1)
+        each.finish(1)
+        each.settle(begun=3)
+        each.finish(2)
+        assert (each.cores._free, each.cores.total) == (1, 1)
 
 
 def test_nobody_is_lent_more_cores_than_there_are_side_by_side() -> None:
