@@ -24,7 +24,7 @@ def node(id: str, named: str | None = OURS, cores: float = 1, alive: bool = True
 
 def test_a_label_is_of_the_whole_engine() -> None:
     assert OURS.startswith(PREFIX)
-    assert OURS == label(replace(ENGINE, state_bytes={"mlp": 1}))  # nothing that changes a bit
+    assert label(replace(ENGINE, state_bytes={"mlp": 1})) == OURS  # nothing that changes a bit
     assert len({OURS, THEIRS, label(replace(ENGINE, cluster="another"))}) == 3
 
 
