@@ -221,7 +221,7 @@ def test_a_cluster_is_operated_to_its_grade(
     page.locator("#desk-cluster-quarantine-shards label").nth(13).click()
     page.click("#desk-configure-data-button")
     said(page, "cluster", "The loaders started again")
-    expect(page.locator("#desk-legend")).to_contain_text("shards 13 out")
+    expect(page.locator("#desk-legend")).to_contain_text("shard 13 out")
     expect(page.locator("#desk-curves .heatmaplayer image").first).to_be_visible()
     expect(page.locator("#desk-summary")).not_to_contain_text("poisoned")
     page.click("#desk-submit-button")
