@@ -135,7 +135,9 @@ def legend(story: Story, other: Story | None = None) -> str:
     if story.forks:
         shown += '<li><i class="desk-key-rate"></i>the best remedy that is known</li>'
     if other:
-        shown += '<li><i class="desk-key-val desk-key-dashed"></i>that of the other record</li>'
+        shown += (
+            '<li><i class="desk-key-val desk-key-dashed"></i>validation of the other record</li>'
+        )
     marks = lanes.marks(lanes.spans(story.points))
     return f'<ul class="desk-keys">{shown}</ul>{_events(marks)}{_in_words(story)}'
 

@@ -243,6 +243,7 @@ def marked(marks: Sequence[Mark], strip: Place) -> Iterator[Figure]:
     """What happened, above all panels."""
     if not marks:
         return
+    marks = sorted(marks, key=lambda mark: mark.kind == "incident")  # over what was done about it
     yield {
         "type": "scatter",
         "yaxis": strip.axis,
