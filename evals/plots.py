@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
@@ -20,7 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ml_trainer_env.evals import files
-from ml_trainer_env.evals.results import Row, groups, rank
+from ml_trainer_env.evals.results import OPERATORS_MEASURES, Row, groups, rank
+from ml_trainer_env.task_ids import CLUSTER
 
 TITLES: dict[str, str] = {
     "easy_mnist": "easy: MNIST",
@@ -56,6 +58,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
         "curves.png": (_curves, "Best validation accuracy against epochs spent: median, quartiles"),
         "profile.png": (_profile, "Performance profile: the share of attempts above a score"),
     }
+    if all(row.group.startswith(CLUSTER) for row in rows):
+        del pictures["curves.png"]  # they have no accuracies
     with warnings.catch_warnings():
         # The font has no signs for all scripts that the name of a model may be written in.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -65,13 +69,15 @@ def draw(rows: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
 
 
 def _scores(rows: Sequence[Row]) -> Figure:
-    """A panel a task, a line an agent: all seeds as dots, the mean with its interval above them."""
+    """A panel a task, of clusters one each for what their scores are of; a line an agent: all seeds
+    as dots, the mean with its interval above them.
+    """
     colours = _colours(rows)
     labels = list(colours)
-    shown = groups(rows)
-    figure, axes = _panels(len(shown), height=1.1 + 0.34 * len(labels))
-    for axis, group in zip(axes, shown, strict=True):
-        for row in (row for row in rows if row.group == group):
+    of_panels = panels(rows)
+    figure, axes = _panels(len(of_panels), height=1.1 + 0.34 * len(labels))
+    for axis, (title, shown) in zip(axes, of_panels.items(), strict=True):
+        for row in shown:
             y, colour = labels.index(row.label), colours[row.label]
             jitter = np.linspace(-0.16, 0.16, len(row.scores)) if len(row.scores) > 1 else [0.0]
             axis.scatter(
@@ -81,7 +87,7 @@ def _scores(rows: Sequence[Row]) -> Figure:
             axis.scatter(
                 fmean(row.scores), y, s=44, color=colour, edgecolors="white", linewidths=1, zorder=3
             )
-        axis.set_title(TITLES.get(group, group))
+        axis.set_title(title)
         axis.set_xlim(-0.03, 1.03)
         axis.set_xlabel("final score")
         axis.set_yticks(range(len(labels)), list(map(_literal, labels)))
@@ -93,9 +99,27 @@ def _scores(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def panels(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """By title. Recovery and restraint are never averaged: who does nothing has all of one."""
+    found: dict[str, list[Row]] = {}
+    for group in groups(rows):
+        of_group = [row for row in rows if row.group == group]
+        if not group.startswith(CLUSTER):
+            found[TITLES.get(group, group)] = of_group
+            continue
+        for measure in OPERATORS_MEASURES:
+            parts = [(row, [r for r in row.results if r.measure == measure]) for row in of_group]
+            if any(part for _, part in parts):
+                found[f"{group}: {measure}"] = [
+                    replace(row, results=tuple(part)) for row, part in parts if part
+                ]
+    return found
+
+
 def _curves(rows: Sequence[Row]) -> Figure:
-    """What the epochs bring, whichever session they were spent in."""
-    shown, colours = groups(rows), _colours(rows)
+    """What the epochs bring, whichever session they were spent in; clusters have no accuracies."""
+    colours = _colours(rows)
+    shown = [group for group in groups(rows) if not group.startswith(CLUSTER)]
     figure, axes = _panels(len(shown), height=3.5)
     for axis, group in zip(axes, shown, strict=True):
         finals: list[float] = []

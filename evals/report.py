@@ -39,11 +39,16 @@ _COLUMNS = (
     *("agent", "attempts", "score", "95% interval", "median", "return"),
     *("val acc", "hidden test", "gap", "epochs", "seconds"),
 )
-
-
 _OF_CLUSTERS = (
     *("agent", "attempts", "both", "95% interval", "recovery", "95% interval"),
     *("restraint", "95% interval", "score", "seconds"),
+)
+
+NOT_MEASURED = "-"
+PARTIAL = (
+    f"{NOT_MEASURED}: not measured. Recovery is of instances that ask for an act, restraint of "
+    "those that are best left alone; both, their harmonic mean, is undefined until some of each "
+    "are played."
 )
 
 
@@ -97,6 +102,8 @@ def table(found: Sequence[Row]) -> str:
     columns, cells = (_OF_CLUSTERS, _operator_cells) if of_clusters else (_COLUMNS, _cells)
     lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
     lines += [_line(cells(row)) for row in found]
+    if of_clusters and any(watched(row).both is None for row in found):
+        lines += ["", PARTIAL]
     return "\n".join(lines)
 
 
@@ -139,10 +146,10 @@ def _paired_ladder(group: str, ladder: Sequence[Row]) -> list[str]:
 
 def _operators_ladder(group: str, ladder: Sequence[Row]) -> list[str]:
     """By the harmonic mean of recovery and restraint."""
-    known = [(row, found) for row in ladder if (found := watched(row))]
-    known.sort(key=lambda pair: pair[1].both)
+    known = [(row, both) for row in ladder if (both := watched(row).both)]
+    known.sort(key=lambda pair: pair[1].value)
     return [
-        f"{group}: {lower.label} {of_lower.both:.3f} < {higher.label} {of_higher.both:.3f}, "
+        f"{group}: {lower.label} {of_lower.value:.3f} < {higher.label} {of_higher.value:.3f}, "
         f"intervals apart: {_verdict(of_lower.interval.below(of_higher.interval))}."
         for (lower, of_lower), (higher, of_higher) in pairwise(known)
     ]
@@ -202,24 +209,19 @@ def _cells(row: Row) -> list[str]:
 
 
 def _operator_cells(row: Row) -> list[str]:
-    found, nothing = watched(row), "-"
-    cells = [nothing] * 6
-    if found:
-        cells = [
-            f"**{found.both:.3f}**",
-            _between(found.interval),
-            f"{found.recovery:.3f}",
-            _between(found.recovery_interval),
-            f"{found.restraint:.3f}",
-            _between(found.restraint_interval),
-        ]
+    found = watched(row)
+    both = f"**{found.both.value:.3f}**" if found.both else NOT_MEASURED
+    cells = [both, _between(found.both.interval if found.both else None)]
+    for each in (found.recovery, found.restraint):
+        cells += [f"{each.value:.3f}" if each else NOT_MEASURED]
+        cells += [_between(each.interval if each else None)]
     seconds = fmean(r.seconds for r in row.results)
     score = f"{fmean(row.scores):.3f}"
     return [row.label, f"{len(row.results)}", *cells, score, f"{seconds:.1f}"]
 
 
-def _between(interval: Interval) -> str:
-    return f"{interval.low:.3f} to {interval.high:.3f}"
+def _between(interval: Interval | None) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}" if interval else NOT_MEASURED
 
 
 def _score(row: Row) -> str:

@@ -26,6 +26,7 @@ from ml_trainer_env.terminal import plain
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 LONGEST = 60  # characters of one part of a label
+OPERATORS_MEASURES = ("recovery", "restraint")  # what scores of clusters are of
 
 
 class Point(NamedTuple):
@@ -126,15 +127,22 @@ class Row:
         return bootstrap(_by_instance((r.task_id, r.score) for r in self.results))
 
 
-class Watched(NamedTuple):
-    """An operator: whether it saves what can be saved, and leaves alone what is well."""
+class Measured(NamedTuple):
+    """A mean over instances."""
 
-    recovery: float
-    recovery_interval: Interval
-    restraint: float
-    restraint_interval: Interval
-    both: float  # their harmonic mean: always doing nothing has 0, and panic little
+    value: float
     interval: Interval
+
+
+class Watched(NamedTuple):
+    """An operator: whether it saves what can be saved, and leaves alone what is well.
+
+    None where no instance of that kind was played; `both` needs both.
+    """
+
+    recovery: Measured | None
+    restraint: Measured | None
+    both: Measured | None  # their harmonic mean: always doing nothing has 0, and panic little
 
 
 class Found(NamedTuple):
@@ -229,23 +237,22 @@ def _bounds(resampled: Sequence[float]) -> Interval:
     return Interval(float(low), float(high))
 
 
-def watched(row: Row) -> Watched | None:
-    """Of a row of clusters; None for another, and where one of the two was not played."""
+def watched(row: Row) -> Watched:
+    """Of a row of clusters."""
     recovery, restraint = (
         _by_instance((r.task_id, r.score) for r in row.results if r.measure == name)
-        for name in ("recovery", "restraint")
+        for name in OPERATORS_MEASURES
     )
-    if not recovery or not restraint:
-        return None
-    resampled = [_harmonic(*pair) for pair in zip(*map(_means, (recovery, restraint)), strict=True)]
-    return Watched(
-        float(np.mean(recovery)),
-        bootstrap(recovery),
-        float(np.mean(restraint)),
-        bootstrap(restraint),
-        _harmonic(float(np.mean(recovery)), float(np.mean(restraint))),
-        _bounds(resampled),
-    )
+    both = None
+    if recovery and restraint:
+        pairs = zip(*map(_means, (recovery, restraint)), strict=True)
+        between = _bounds([_harmonic(*pair) for pair in pairs])
+        both = Measured(_harmonic(float(np.mean(recovery)), float(np.mean(restraint))), between)
+    return Watched(_measured(recovery), _measured(restraint), both)
+
+
+def _measured(values: Sequence[float]) -> Measured | None:
+    return Measured(float(np.mean(values)), bootstrap(values)) if values else None
 
 
 def _harmonic(one: float, other: float) -> float:

@@ -88,6 +88,12 @@ class Visitor:
         self.page.wait_for_timeout(700)  # Plotly fits a figure to its place a moment later
         return Image.open(BytesIO(self.page.screenshot()))
 
+    def element(self, selector: str) -> Image.Image:
+        """All of an element, however high it is."""
+        self.page.mouse.move(0, 0)
+        self.page.wait_for_timeout(700)
+        return Image.open(BytesIO(self.page.locator(selector).screenshot()))
+
 
 @contextmanager
 def visitor(
@@ -140,6 +146,28 @@ def instance(browser: Browser, url: str) -> None:
         me.page.click("#desk-submit-button")
         expect(me.page.locator(".desk-grade")).to_be_visible()
         save(me.picture(".desk-grade"), "instance")
+
+
+def cluster(browser: Browser, url: str) -> None:
+    """Data shards that were poisoned, found and left out; graded."""
+    with visitor(browser, url) as me:
+        me.page.locator("#desk-task label", has_text="Cluster").click()
+        me.page.locator("#desk-index input").fill("4")
+        me.start()
+        me.train(12)
+        me.page.locator("#desk-cluster-kind label", has_text="shard_loss").click()
+        me.page.click("#desk-run-diagnostic-button")
+        me.said("cluster", "shard_loss")
+        me.page.locator(".label-wrap", has_text="Data").click()
+        for shard in (1, 13):
+            me.page.locator("#desk-cluster-quarantine-shards label").nth(shard).click()
+        me.page.click("#desk-configure-data-button")
+        me.said("cluster", "loaders")
+        me.train(20)
+        me.page.click("#desk-submit-button")
+        expect(me.page.locator(".desk-grade")).to_be_visible()
+        me.page.locator("#desk-ledger").evaluate("element => element.remove()")
+        save(me.element("#desk-board"), "cluster")
 
 
 def watch(browser: Browser, url: str) -> None:
@@ -249,6 +277,7 @@ def main() -> None:
         ):
             play_and_submit(browser, url)
             instance(browser, url)
+            cluster(browser, url)
             watch(browser, url)
             replay(browser, url, Path(folder))
             phones(browser, url)

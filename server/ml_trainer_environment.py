@@ -6,11 +6,10 @@ and tells training to stop when nobody waits for it any more.
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -18,28 +17,20 @@ from typing import Any
 
 from fastmcp import FastMCP
 from openenv.core.env_server.mcp_environment import MCPEnvironment
-from openenv.core.env_server.mcp_types import (
-    CallToolAction,
-    ListToolsAction,
-    ListToolsObservation,
-    Tool,
-    ToolError,
-    ToolErrorType,
-)
+from openenv.core.env_server.mcp_types import CallToolAction, ListToolsAction
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation
 
-from ml_trainer_env.models import (
-    TrainingStatus,
-)
+from ml_trainer_env.models import TrainingStatus
 from ml_trainer_env.server import counters
 from ml_trainer_env.server.episode import situation, tools
 from ml_trainer_env.server.episode.episode import Episode
-from ml_trainer_env.server.episode.played import REMEMBERED, Played
+from ml_trainer_env.server.episode.played import Played
 from ml_trainer_env.server.episode.situation import Situation
 from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker, bell_of, never
 from ml_trainer_env.server.runtime.runner import Runner
-from ml_trainer_env.server.session import process
+from ml_trainer_env.server.session import envelopes, process
+from ml_trainer_env.server.session.current import Current
 from ml_trainer_env.server.session.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.session.reset_options import ResetOptions
@@ -47,23 +38,11 @@ from ml_trainer_env.server.session.saved import Held, Saved, SavedEpisodes
 from ml_trainer_env.server.session.task_api import TaskApi
 from ml_trainer_env.server.session.waiting import Stop, in_thread, nothing
 from ml_trainer_env.server.tasks import Task
-from ml_trainer_env.server.validation import ActionError, InvalidArguments, validate
-from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation, ToolResult
+from ml_trainer_env.server.validation import ActionError, validate
+from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 NAME = "ml_trainer_env"
 RESUMED = "the episode goes on in another session, which has resumed it"
-
-
-@dataclass(slots=True)
-class _Run:
-    """An episode and what OpenEnv wants to know about it."""
-
-    episode: Episode
-    held: Held
-    seed: int
-    steps: int = 0
-    watch_id: str = field(default_factory=lambda: secrets.token_hex(4))
-    played: deque[Played] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
 class MLTrainerEnvironment(TaskApi, MCPEnvironment):
@@ -104,7 +83,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         self._runner = runner
         self._saved = saved or process.saved_episodes()
         self._places = places
-        self._run: _Run | None = None
+        self._run: Current | None = None
         self.attempts: Counter[tuple[str, int | None]] = Counter()  # episodes begun: `_counted`
         self._closed = False
         self._lock = threading.Lock()
@@ -180,7 +159,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
             self._require_open()
             if held.over:
                 raise ActionError(RESUMED)
-            self._run = _Run(episode, held, saved.seed)
+            self._run = Current(episode, held, saved.seed)
             vars(self).pop("mcp_server", None)  # another episode may have other tools
             key = _counted(saved)
             self.attempts[key] = max(self.attempts[key], saved.now.attempt)
@@ -253,25 +232,15 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
             with self._lock:
                 if self._run:
                     self._run.steps += 1
-            return ListToolsObservation(tools=_listed(self._tools()), reward=0.0, done=self._done)
+            return envelopes.listed(self._tools().values(), done=self._done)
         return self._step_impl(action)
 
     def _tool_step(self, action: CallToolAction, stop: tools.Stop) -> ToolObservation:
         try:
             status = self.call(action.tool_name, action.arguments, stop)
         except ActionError as error:
-            return ToolObservation(
-                tool_name=action.tool_name,
-                error=ToolError(error_type=_error_type(error), message=str(error)),
-                reward=0.0,
-                done=self._done,
-            )
-        return ToolObservation(
-            tool_name=action.tool_name,
-            result=ToolResult.of(status),
-            reward=status.reward,
-            done=status.done,
-        )
+            return envelopes.refused(action.tool_name, error, done=self._done)
+        return envelopes.answered(action.tool_name, status)
 
     def _step_impl(self, action: Action, timeout_s: float | None = None, **_: Any) -> Observation:
         raise ActionError(f"unknown action {type(action).__name__}: call or list tools")
@@ -297,27 +266,7 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
     @property
     def state(self) -> EpisodeState:
         run = self._run
-        if run is None:
-            return EpisodeState()
-        task, now = run.episode.task, run.episode.now
-        trained, left = run.episode.progress(now)
-        return EpisodeState(
-            episode_id=run.held.episode_id,
-            key=run.held.key,
-            step_count=run.steps,
-            task_id=task.task_id,
-            task_version=task.version,
-            seed=run.seed,
-            engine=now.training.engine,
-            current_epoch=trained,
-            max_epochs=task.max_epochs,
-            remaining_budget=left,
-            tool_calls_left=task.tool_calls - now.calls,
-            epochs_shared=now.epochs_shared,
-            attempt=now.attempt,
-            epochs=run.episode.reports,
-            done=now.grade is not None,
-        )
+        return run.state if run else EpisodeState()
 
     def get_metadata(self) -> EnvironmentMetadata:
         return EnvironmentMetadata(
@@ -388,25 +337,10 @@ def _counted(saved: Saved) -> tuple[str, int | None]:
     return saved.task.task_id, None if saved.task.hidden else saved.seed
 
 
-def _error_type(error: ActionError) -> ToolErrorType:
-    if isinstance(error, tools.UnknownTool):
-        return ToolErrorType.TOOL_NOT_FOUND
-    if isinstance(error, InvalidArguments):
-        return ToolErrorType.INVALID_ARGS
-    return ToolErrorType.EXECUTION_ERROR
-
-
 @cache
 def _unused_server() -> FastMCP:
     """What OpenEnv's constructor wants, for all sessions."""
     return FastMCP(NAME)
-
-
-def _listed(found: Mapping[str, tools.ToolSpec]) -> list[Tool]:
-    return [
-        Tool(name=spec.name, description=spec.description, input_schema=spec.input_schema)
-        for spec in found.values()
-    ]
 
 
 @cache

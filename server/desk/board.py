@@ -54,7 +54,7 @@ class Board:
         said = cards.remark(story.remark)
         shown: Shown = {
             self.top: graded + told.summary(story, busy=busy) + said,
-            self.ledger: cards.ledger(story),
+            self.ledger: told.ledger(story),
         }
         if redraw:
             drawn = PlotData(type="plotly", plot=json.dumps(drawing.figure(story, other)))

@@ -25,7 +25,8 @@ def masthead() -> str:
     return (
         '<header class="desk-masthead"><h1>ML Training Optimizer</h1>'
         "<p>Run the training of a real neural network: choose how it learns, train, watch the "
-        "curves, change what you would, and submit the best checkpoint.</p></header>"
+        "curves, change what you would, and submit the best checkpoint. Or operate a cluster that "
+        "trains one, and on which something may go wrong.</p></header>"
     )
 
 
@@ -205,38 +206,62 @@ def _in_words(story: Story | None) -> str:
 
 
 def ledger(story: Story) -> str:
-    """The reward of every call, term by term, the latest first."""
-    if not story.played:
+    """The reward of every call, term by term."""
+    given = statuses(story)
+    rows = [
+        [*(term(getattr(s.reward_terms, name)) for name in TERMS), term(s.reward)] for s in given
+    ]
+    sums = [term(sum(getattr(s.reward_terms, name) for s in given)) for name in TERMS]
+    sums.append(term(sum(s.reward for s in given)))
+    return calls("Reward ledger", story.played, (*TERMS, "reward"), rows, sums)
+
+
+def statuses(story: Story) -> list[TrainingStatus]:
+    """Of the calls that counted."""
+    return [move.status for move in story.played if move.status]
+
+
+def calls(
+    title: str,
+    played: Sequence[Played],
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    total: Sequence[str],
+) -> str:
+    """Every call, the latest first, with its row of cells: `rows` has those that counted."""
+    if not played:
         return ""
-    numbers = accumulate(1 if move.status else 0 for move in story.played)
-    rows = [_row(number, move) for number, move in zip(numbers, story.played, strict=True)]
-    given = [move.status for move in story.played if move.status]
-    sums = "".join(_term(sum(getattr(s.reward_terms, name) for s in given)) for name in TERMS)
-    heads = "".join(f'<th scope="col">{name}</th>' for name in (*TERMS, "reward"))
+    numbers = accumulate(1 if move.status else 0 for move in played)
+    lines = [
+        _row(number, move, rows[number - 1]) if move.status else _refused(move, len(heads))
+        for number, move in zip(numbers, played, strict=True)
+    ]
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
-        '<section class="desk-ledger" aria-label="Reward ledger"><h2>Reward ledger</h2>'
-        '<div class="desk-scroll" tabindex="0" role="region" aria-label="Reward of every call">'
-        f'<table><thead><tr><th scope="col">#</th><th scope="col">call</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(reversed(rows))}</tbody>"
-        f'<tfoot><tr><td></td><th scope="row">total</th>{sums}'
-        f"{_term(sum(s.reward for s in given))}</tr></tfoot></table></div></section>"
+        f'<section class="desk-ledger" aria-label="{title}"><h2>{title}</h2>'
+        '<div class="desk-scroll" tabindex="0" role="region" aria-label="Every call">'
+        f'<table><thead><tr><th scope="col">#</th><th scope="col">call</th>{head}</tr></thead>'
+        f"<tbody>{''.join(reversed(lines))}</tbody>"
+        f'<tfoot><tr><td></td><th scope="row">total</th>{"".join(total)}</tr></tfoot>'
+        "</table></div></section>"
     )
 
 
-def _row(number: int, move: Played) -> str:
-    """A call that was refused earned nothing and is told why."""
-    if move.status is None:
-        return (
-            f'<tr class="desk-refused"><td>✕</td><th scope="row">{escape(move.tool)}</th>'
-            f'<td colspan="{len(TERMS) + 1}">refused: {escape(move.error or "")}</td></tr>'
-        )
-    terms = "".join(_term(getattr(move.status.reward_terms, name)) for name in TERMS)
+def _row(number: int, move: Played, cells: Sequence[str]) -> str:
     call = escape(words.call(move.tool, move.arguments))
-    reward = _term(move.status.reward)
-    return f'<tr><td>{number}</td><th scope="row">{call}</th>{terms}{reward}</tr>'
+    return f'<tr><td>{number}</td><th scope="row">{call}</th>{"".join(cells)}</tr>'
 
 
-def _term(value: float) -> str:
+def _refused(move: Played, columns: int) -> str:
+    """It earned nothing and is told why."""
+    return (
+        f'<tr class="desk-refused"><td>✕</td><th scope="row">{escape(move.tool)}</th>'
+        f'<td colspan="{columns}">refused: {escape(move.error or "")}</td></tr>'
+    )
+
+
+def term(value: float) -> str:
+    """A cell of what was earned."""
     tone = "up" if value > 0 else "down" if value < 0 else "none"
     return f'<td class="desk-{tone}">{words.signed(value)}</td>'
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 
 from ml_trainer_env.cluster_status import ClusterStatus
 from ml_trainer_env.events import Train
@@ -42,7 +43,7 @@ def summary(story: Story, *, busy: bool = False) -> str:
         f"<p>{escape(status.task_id)}, seed {story.seed}. {escape(told)}</p>"
         f"<details><summary>What is asked, and what it is worth</summary><p>{escape(aim)}</p>"
         f"</details></div></div>{_incidents(story)}{_budget(story, cluster)}"
-        f"{_tiles(status, cluster)}{_finding(story)}</section>"
+        f"{_tiles(status, cluster, _ranks(story))}{_finding(story)}</section>"
     )
 
 
@@ -71,13 +72,18 @@ def _budget(story: Story, cluster: ClusterStatus) -> str:
     )
 
 
-def _tiles(status: TrainingStatus, cluster: ClusterStatus) -> str:
+def _ranks(story: Story) -> int:
+    assert story.task.cluster
+    return story.task.cluster.world.ranks
+
+
+def _tiles(status: TrainingStatus, cluster: ClusterStatus, ranks: int) -> str:
     lost = cluster.steps_made - cluster.step
-    last = cluster.windows[-1] if cluster.windows else None
-    working = len(last.ranks) - len(cluster.excluded) if last else None
-    silent = [each.rank for each in last.ranks if not each.alive] if last else []
-    out = f"out: {_list(cluster.excluded)}" if cluster.excluded else "all in use"
-    shards = f"out: {_list(cluster.quarantined)}" if cluster.quarantined else "all in use"
+    last = cluster.windows[-1].ranks if cluster.windows else ()
+    silent = [each.rank for each in last if not each.alive and each.rank not in cluster.excluded]
+    idle = [f"out: {_list(cluster.excluded)}"] if cluster.excluded else []
+    idle += [f"no answer: {_list(silent)}"] if silent else []
+    shards = f"shards out: {_list(cluster.quarantined)}" if cluster.quarantined else "all shards"
     tiles = (
         ("Goodput", words.percent(cluster.goodput), "of the clock became progress"),
         ("Step", str(cluster.step), f"{lost} more were lost" if lost else "none was lost"),
@@ -92,9 +98,9 @@ def _tiles(status: TrainingStatus, cluster: ClusterStatus) -> str:
             f"{cluster.config.lr_schedule}, peak {words.short(cluster.config.learning_rate)}",
         ),
         (
-            "Ranks",
-            words.NONE if working is None else str(working),
-            f"{out}{f'; no answer: {_list(silent)}' if silent else ''}; shards {shards}",
+            "Ranks at work",
+            f"{ranks - len(cluster.excluded) - len(silent)} of {ranks}",
+            "; ".join([*idle, shards]),
         ),
     )
     return (
@@ -129,7 +135,9 @@ def legend(story: Story, other: Story | None = None) -> str:
     if story.forks:
         shown += '<li><i class="desk-key-rate"></i>the best remedy that is known</li>'
     if other:
-        shown += '<li><i class="desk-key-other"></i>dashed: the other record</li>'
+        shown += (
+            '<li><i class="desk-key-val desk-key-dashed"></i>validation of the other record</li>'
+        )
     marks = lanes.marks(lanes.spans(story.points))
     return f'<ul class="desk-keys">{shown}</ul>{_events(marks)}{_in_words(story)}'
 
@@ -158,13 +166,30 @@ def _in_words(story: Story) -> str:
     return f'<p class="desk-unseen">{escape(str(last))}</p>' if last else ""
 
 
+def ledger(story: Story) -> str:
+    """What every call took of the clock, and the score: nothing is paid on the way."""
+    ends = [status.cluster.seconds for status in cards.statuses(story) if status.cluster]
+    took = [end - start for start, end in pairwise([0.0, *ends])]
+    earned = [status.reward for status in cards.statuses(story)]
+    rows = [
+        [_seconds(each), _seconds(end), cards.term(reward)]
+        for each, end, reward in zip(took, ends, earned, strict=True)
+    ]
+    total = [_seconds(sum(took)), "<td></td>", cards.term(sum(earned))]
+    return cards.calls("Calls", story.played, ("took, s", "clock, s", "score"), rows, total)
+
+
+def _seconds(value: float) -> str:
+    return f"<td>{value:.1f}</td>" if value >= 0.05 else '<td class="desk-none">·</td>'
+
+
 def grade(given: Grade) -> str:
     """The final score, what had happened, and what each course is worth."""
     inputs = given.components[0].inputs if given.components else {}
     facts = [
         ("Happened", str(given.hidden.get("happened", words.NONE))),
         ("At", str(given.hidden.get("at", words.NONE))),
-        ("Yours", _steps(inputs.get("steps"))),
+        ("This run", _steps(inputs.get("steps"))),
         ("Nothing done", _steps(inputs.get("steps_of_nothing"))),
         ("Best remedy", _steps(inputs.get("steps_of_best"))),
     ]

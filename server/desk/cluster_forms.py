@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from ml_trainer_env.cluster_status import ClusterStatus
+from ml_trainer_env.events import MICRO_SHARDS
 from ml_trainer_env.server.desk import cards, form
 from ml_trainer_env.server.desk.board import Shown
 from ml_trainer_env.server.desk.form import Field
@@ -102,7 +103,9 @@ class ClusterForms:
             for name, value in (("exclude", [*now.excluded]), ("use_spare", [])):
                 update = gr.update(choices=every, value=value)
                 shown[self._widget("configure_ranks", name)] = update
-            shown[self._widget("configure_ranks", "shares")] = ""
+            equal = ", ".join([str(MICRO_SHARDS // ranks)] * ranks)
+            shares = self._widget("configure_ranks", "shares")
+            shown[shares] = gr.update(value="", placeholder=equal)
         if tool in ("begin", "configure_data"):
             out = self._widget("configure_data", "quarantine_shards")
             shown |= {out: [*now.quarantined], self._widget("configure_data", "reshuffle"): False}

@@ -8,7 +8,7 @@ and a dark one, and what differs catches the eye.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,23 +129,15 @@ def counterfactuals(story: Story, place: Place) -> Iterator[Figure]:
             yield _line(place, name, x, y, line=look)
     x = [span.end for span in lanes.spans(story.points)]
     y = [point.val_loss for point in story.points]
-    yield _line(place, "yours", x, y, line={"color": VAL, "width": 2.6})
+    look = {"color": VAL, "width": 2.6}
+    yield _line(place, "this run", x, y, line=look, connectgaps=True)
 
 
 def losses(
     story: Story, along: Sequence[Span], place: Place, other: Story | None
 ) -> Iterator[Figure]:
     """Means of windows, step by step, and on the validation data."""
-    x: list[float] = []
-    y: list[float | None] = []
-    for span in along:
-        steps = span.report.losses
-        pace = (span.end - span.start) / max(1, len(steps))
-        x += [round(span.start + pace * number, 1) for number in range(1, len(steps) + 1)]
-        y += steps
-        if not steps:  # a gap: nothing was trained
-            x.append(span.end)
-            y.append(None)
+    x, y = _step_by_step(along, lambda span: span.report.losses)
     look = {"color": TRAIN, "width": 1}
     yield _line(place, "step by step", x, y, line=look, opacity=0.35, hoverinfo="skip")
     trained = [span for span in along if span.trains]
@@ -156,17 +148,49 @@ def losses(
     if other:
         theirs = lanes.spans(other.points)
         dashed = {"color": VAL, "width": 1.8, "dash": "5px,4px"}
-        values = [span.record.val_loss for span in theirs]
-        yield _line(place, "val loss (other)", [s.end for s in theirs], values, line=dashed)
+        x, y = [span.end for span in theirs], [span.record.val_loss for span in theirs]
+        yield _line(place, "val loss (other)", x, y, line=dashed, connectgaps=True)
     yield _line(
         place,
         "val loss",
         [span.end for span in along],
         [span.record.val_loss for span in along],
         mode="lines+markers",
+        connectgaps=True,
         line={"color": VAL, "width": 2.2},
         marker={"size": 4},
     )
+
+
+def _step_by_step(
+    along: Sequence[Span], of: Callable[[Span], Sequence[float | None]]
+) -> tuple[list[float], list[float | None]]:
+    """When about each step was made, and its value; a gap where nothing was trained."""
+    x: list[float] = []
+    y: list[float | None] = []
+    for span in along:
+        steps = of(span)
+        pace = (span.end - span.start) / max(1, len(steps))
+        x += [round(span.start + pace * number, 1) for number in range(1, len(steps) + 1)]
+        y += steps
+        if not steps:
+            x.append(span.end)
+            y.append(None)
+    return x, y
+
+
+def norms(along: Sequence[Span], place: Place) -> Iterator[Figure]:
+    """Of the gradient of all ranks together."""
+    x, y = _step_by_step(along, lambda span: span.report.gradient_norms)
+    yield _line(place, "gradient norm", x, y, line={"color": TRAIN, "width": 1})
+
+
+def rates(along: Sequence[Span], place: Place) -> Iterator[Figure]:
+    """The learning rate that was in force at the end of each window."""
+    known = [(s.end, s.report.learning_rate) for s in along if s.report.learning_rate is not None]
+    x, y = [end for end, _ in known], [rate for _, rate in known]
+    look = {"color": RATE, "width": 2}
+    yield _line(place, "learning rate", x, y, line=look, hovertemplate="%{y:.3g}")
 
 
 def progress(story: Story, along: Sequence[Span], place: Place) -> Iterator[Figure]:
@@ -219,6 +243,7 @@ def marked(marks: Sequence[Mark], strip: Place) -> Iterator[Figure]:
     """What happened, above all panels."""
     if not marks:
         return
+    marks = sorted(marks, key=lambda mark: mark.kind == "incident")  # over what was done about it
     yield {
         "type": "scatter",
         "yaxis": strip.axis,

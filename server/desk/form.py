@@ -89,7 +89,7 @@ def widget(name: str, schema: Mapping[str, Any], prefix: str = "") -> Component:
         "interactive": True,
     }
     if "enum" in schema:
-        return gr.Radio(choices=[(str(each), each) for each in schema["enum"]], **common)
+        return _one_of(schema, common)
     kind = _kind(schema)
     if kind == "array":
         return _list(name, schema, common)
@@ -105,6 +105,16 @@ def widget(name: str, schema: Mapping[str, Any], prefix: str = "") -> Component:
     if name.endswith("strength") and low is not None and high is not None:
         return gr.Slider(low, high, step=(high - low) / TICKS, **common)
     return gr.Number(step=10**-4, min_width=120, placeholder=bounds_of(schema), **common)
+
+
+def _one_of(schema: Mapping[str, Any], common: dict[str, Any]) -> Component:
+    """Where the help text says what each choice is, each has its own line."""
+    told = dict(part.split(": ", 1) for part in help_of(schema).split("; ") if ": " in part)
+    if told.keys() != set(schema["enum"]):
+        return gr.Radio(choices=[(str(each), each) for each in schema["enum"]], **common)
+    choices = [(f"{each}: {told[each]}", each) for each in schema["enum"]]
+    common |= {"info": None}
+    return gr.Radio(choices=choices, elem_classes="desk-rows", **common)
 
 
 def _list(name: str, schema: Mapping[str, Any], common: dict[str, Any]) -> Component:

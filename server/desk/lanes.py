@@ -227,7 +227,8 @@ def marks(along: Sequence[Span]) -> list[Mark]:
             if before is not None and plan.settings != before:
                 found.append(Mark(span.start, "settings", _changed(before, plan.settings)))
             before = plan.settings
-            found += [Mark(span.end, "incident", each) for each in span.report.incidents]
+            if span.report.incidents:
+                found.append(Mark(span.end, "incident", "; ".join(span.report.incidents)))
         else:
             found.append(_done(span))
     return sorted(found, key=lambda mark: mark.seconds)
@@ -242,13 +243,13 @@ def _done(span: Span) -> Mark:
             told += [] if plan.load_optimizer else ["without the optimizer's moments"]
             return Mark(span.start, "restore", ", ".join(told))
         case ConfigureRanks() as plan:
-            told = [f"ranks {_list(plan.exclude)} out"] if plan.exclude else []
-            told += [f"a fresh host for rank {_list(plan.use_spare)}"] if plan.use_spare else []
+            told = [f"{_named('rank', plan.exclude)} out"] if plan.exclude else []
+            told += [f"a fresh host for {_named('rank', plan.use_spare)}"] if plan.use_spare else []
             told += [f"shares {_list(plan.shares)}"] if plan.shares else []
             also = [*report.incidents]
             return Mark(span.start, "ranks", ", ".join(["process group restarted", *told, *also]))
         case ConfigureData() as plan:
-            told = [f"shards {_list(plan.quarantine)} out"] if plan.quarantine else []
+            told = [f"{_named('shard', plan.quarantine)} out"] if plan.quarantine else []
             told += ["a new order"] if plan.reshuffle else []
             return Mark(span.start, "data", ", ".join(["loaders restarted", *told]))
         case Diagnose() as plan:
@@ -270,6 +271,11 @@ def _changed(before: Settings, after: Settings) -> str:
 def _shown(settings: Mapping[str, object], name: str) -> str:
     value = settings[name]
     return "off" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _named(what: str, numbers: Sequence[int]) -> str:
+    """`rank 1`, `ranks 1, 2`."""
+    return f"{what}{'s' if len(numbers) > 1 else ''} {_list(numbers)}"
 
 
 def _list(numbers: Sequence[int]) -> str:

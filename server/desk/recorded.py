@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ml_trainer_env.agents import records
 from ml_trainer_env.agents.records import BadRecord, Called, Opened, Record, Remark
+from ml_trainer_env.models import EpochRecord
+from ml_trainer_env.server.desk.recorded_events import event_of
 from ml_trainer_env.server.desk.story import Story
 from ml_trainer_env.server.episode.played import Played
 from ml_trainer_env.server.instances import task_of
@@ -81,12 +83,20 @@ def _moments(record: Record) -> list[Story]:
             replace(
                 before,
                 status=call.status or before.status,
-                points=(*before.points, *(report.record for report in call.epochs)),
+                points=(*before.points, *_points(call, len(before.points))),
                 played=(*before.played, played),
                 remark=remark,
             )
         )
     return stories
+
+
+def _points(call: Called, known: int) -> list[EpochRecord]:
+    """What a call adds to the history, of which `known` records are known."""
+    if call.epochs or call.status is None:
+        return [report.record for report in call.epochs]
+    event = event_of(call.tool, call.arguments, call.status, known + 1)
+    return [event] if event else []
 
 
 def _line(record: Record, session: int, end: int) -> tuple[Opened, list[tuple[Called, str]]]:

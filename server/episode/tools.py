@@ -83,6 +83,12 @@ class RunWindows(_Arguments):
     num_epochs: Annotated[EpochCount, Field(description="windows of 25 steps to run")]
 
 
+class AdjustRateOfStep(_Arguments):
+    """Arguments of adjust_learning_rate, of a cluster."""
+
+    new_lr: Annotated[LearningRate, Field(description="learning rate of the next step")]
+
+
 class RestoreCheckpoint(_Arguments):
     """Arguments of restore_checkpoint."""
 
@@ -159,7 +165,9 @@ def _run(episode: Episode, given: RunEpochs | RunWindows, stop: Stop) -> Trainin
     return episode.run_epochs(given.num_epochs, stop)
 
 
-def _adjust(episode: Episode, given: AdjustLearningRate, stop: Stop) -> TrainingStatus:
+def _adjust(
+    episode: Episode, given: AdjustLearningRate | AdjustRateOfStep, stop: Stop
+) -> TrainingStatus:
     return episode.adjust_learning_rate(given.new_lr)
 
 
@@ -246,7 +254,7 @@ CLUSTER_TOOLS: dict[str, ToolSpec] = {
             "adjust_learning_rate",
             "Change the learning rate: the next step uses exactly new_lr, and the schedule keeps "
             "its shape from there.",
-            AdjustLearningRate,
+            AdjustRateOfStep,
             _adjust,
         ),
         ToolSpec(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskId]:
     task_of.cache_clear()  # of what is frozen
     yield "cluster/validation/39"
     task_of.cache_clear()
+
+
+@pytest.fixture
+def log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inspect writes its logs into the present folder."""
+    monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path))

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from adapted import Player, every_adapter, inspected, plain
+from adapted import Player, every_adapter, has_a_place, inspected, plain
 from checkout import ROOT
 from live import eventually, serving
 from real import engine
@@ -22,7 +22,6 @@ from transformers.utils.chat_template_utils import get_json_schema
 from ml_trainer_env.adapters import text
 from ml_trainer_env.adapters.gymnasium import TrainingEnv
 from ml_trainer_env.adapters.openenv_harness import Sessions
-from ml_trainer_env.adapters.rollout import connecting
 from ml_trainer_env.adapters.skyrl import MAX_TURNS, MAX_TURNS_OF_CLUSTER, TextEnv
 from ml_trainer_env.adapters.trl import ClusterRun, dataset, factory
 from ml_trainer_env.agents.local import LocalSession
@@ -98,28 +97,11 @@ def test_over_a_server_too_and_no_session_is_left_behind(
 
     outcome = player(url, cluster, 1, [*WRONG, run(1), SUBMIT])
 
-    eventually(lambda: _has_a_place(url))
+    eventually(lambda: has_a_place(url))
     assert outcome == plain(url, cluster, 1, [run(1), SUBMIT])  # what is wrong costs nothing
-    eventually(lambda: _has_a_place(url))
+    eventually(lambda: has_a_place(url))
     assert player(url, cluster, 1, [run(1)]) == outcome  # cut off, it is graded as it stands
-    eventually(lambda: _has_a_place(url))
-
-
-def _has_a_place(url: str) -> bool:
-    session = connecting(url)()
-    try:
-        session.begin("easy_mnist", 0)
-    except RuntimeError:
-        return False
-    finally:
-        session.close()
-    return True
-
-
-@pytest.fixture
-def log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inspect writes its logs into the present folder."""
-    monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path))
+    eventually(lambda: has_a_place(url))
 
 
 def test_a_model_is_told_in_few_words(cluster: TaskId) -> None:

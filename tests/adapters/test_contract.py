@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from adapted import Outcome, Player, every_adapter, plain
+from adapted import Outcome, Player, every_adapter, has_a_place, plain
 from live import eventually
 
 from ml_trainer_env.adapters.gymnasium import TrainingEnv
-from ml_trainer_env.adapters.rollout import connecting
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the libraries are not ours
@@ -107,24 +105,7 @@ def test_no_session_is_left_behind(player: Player, serve: Callable[..., str]) ->
 
     for moves in (MOVES, MOVES[:2], WRONG[:1]):
         player(url, "easy_mnist", 0, moves)
-        eventually(lambda: _has_a_place(url))
-
-
-def _has_a_place(url: str) -> bool:
-    session = connecting(url)()
-    try:
-        session.begin("easy_mnist", 0)
-    except RuntimeError:
-        return False
-    finally:
-        session.close()
-    return True
-
-
-@pytest.fixture
-def log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inspect writes its logs into the present folder."""
-    monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path))
+        eventually(lambda: has_a_place(url))
 
 
 def test_the_outcomes_of_other_moves_differ(url: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ import plotly.graph_objects as go
 import pytest
 
 from ml_trainer_env import frozen
+from ml_trainer_env.cluster_status import Window
 from ml_trainer_env.events import (
     ConfigureData,
     ConfigureRanks,
@@ -27,6 +30,7 @@ from ml_trainer_env.server import counterfactuals
 from ml_trainer_env.server.desk import cluster_cards, cluster_curves, form, lanes
 from ml_trainer_env.server.desk.choices import surprise
 from ml_trainer_env.server.desk.story import Story, live
+from ml_trainer_env.server.episode.played import Played
 from ml_trainer_env.server.episode.tools import CLUSTER_TOOLS
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
@@ -151,8 +155,8 @@ def test_what_happened_and_was_done_is_in_order_and_in_words(eventful: History) 
     assert [(mark.seconds, mark.kind, mark.text) for mark in found] == [
         (90, "incident", "rank 2 was lost"),
         (90, "diagnose", "diagnosed: flight_recorder"),
-        (90.5, "ranks", "process group restarted, ranks 1 out, a fresh host for rank 2"),
-        (119.5, "data", "loaders restarted, shards 3 out"),
+        (90.5, "ranks", "process group restarted, rank 1 out, a fresh host for rank 2"),
+        (119.5, "data", "loaders restarted, shard 3 out"),
         (122.5, "restore", "restored the checkpoint of step 50"),
         (131.5, "settings", "learning_rate 0.006 → 0.003"),
     ]
@@ -186,6 +190,54 @@ def test_the_picture_has_every_window_and_steps_back(
     assert {"out", "▸ new host"} <= set(told)
     assert TASK.cluster is not None
     assert figure.layout.xaxis.range[1] == TASK.cluster.world.deadline
+
+
+def test_the_norm_of_every_step_and_the_rate_of_every_window_have_their_panels(
+    status: TrainingStatus,
+) -> None:
+    history = History().add(TRAIN, 25, gradient_norms=(0.5, 30.0), learning_rate=0.006)
+    history.add(Diagnose(what="flight_recorder"), 0.5).add(TRAIN, 25, learning_rate=0.06)
+    figure = drawn(story_of(history, status))
+    assert [value for value in trace(figure, "gradient norm").y if value] == [0.5, 30.0]
+    assert list(trace(figure, "learning rate").y) == [0.006, 0.06]
+    axis = figure.layout[trace(figure, "gradient norm").yaxis.replace("y", "yaxis")]
+    assert axis.range[0] < math.log10(0.5) < math.log10(30) < axis.range[1]
+
+
+def test_who_is_out_or_does_not_answer_is_not_at_work(status: TrainingStatus) -> None:
+    assert status.cluster
+    silent = tuple(r.model_copy(update={"alive": r.rank not in (1, 3)}) for r in ranks_of(0))
+    window = Window.model_construct(ranks=silent)
+    seen = status.cluster.model_copy(update={"excluded": (1,), "windows": (window,)})
+    story = story_of(History(), status.model_copy(update={"cluster": seen}))
+    shown = cluster_cards.summary(story)
+    assert "2 of 4" in shown
+    assert "out: 1; no answer: 3; all shards" in shown
+    assert "4 of 4" in cluster_cards.summary(story_of(History(), status))  # before any window
+
+
+def test_the_calls_have_their_seconds_and_the_score(status: TrainingStatus) -> None:
+    def after(seconds: float, **more: Any) -> TrainingStatus:
+        assert status.cluster
+        cluster = status.cluster.model_copy(update={"seconds": seconds})
+        return status.model_copy(update={"cluster": cluster, **more})
+
+    played = (
+        Played("run_epochs", {"num_epochs": 1}, after(25.0)),
+        Played("configure_ranks", {}, error="exclude: <too many>"),
+        Played("run_diagnostic", {"kind": "replay"}, after(33.1)),
+        Played("submit_model", {}, after(33.1, reward=0.25)),
+    )
+    shown = cluster_cards.ledger(replace(story_of(History(), status), played=played))
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in shown.split("<tr")[2:]]
+    assert rows == [
+        ["3", "submit_model()", "·", "33.1", "+0.2500"],
+        ["2", "run_diagnostic(kind=replay)", "8.1", "33.1", "·"],
+        ["✕", "configure_ranks", "refused: exclude: &lt;too many&gt;"],
+        ["1", "run_epochs(num_epochs=1)", "25.0", "25.0", "·"],
+        ["", "total", "33.1", "", "+0.2500"],
+    ]
+    assert cluster_cards.ledger(story_of(History(), status)) == ""
 
 
 def test_before_anything_was_trained_there_are_axes_alone(status: TrainingStatus) -> None:
@@ -252,6 +304,25 @@ def test_lists_are_ticked_or_written() -> None:
     assert given == {"exclude": [1], "use_spare": [], "shares": [4, 4, 8]}
     assert form.numbers("") is None
     assert form.numbers("4, x") == [4, "x"]
+
+
+def test_a_choice_that_is_explained_has_a_line_of_its_own() -> None:
+    [kind] = form.fields("run_diagnostic", CLUSTER_TOOLS)
+    assert isinstance(kind.widget, gr.Radio)
+    lines = {value: text for text, value in kind.widget.choices}
+    assert lines["shard_loss"] == "shard_loss: the model's loss on each data shard"
+    assert lines.keys() == set(kind.schema["enum"])
+    schedule = form.fields("configure_training", CLUSTER_TOOLS)[1].widget
+    assert isinstance(schedule, gr.Radio)
+    assert schedule.choices == [("constant", "constant"), ("cosine", "cosine")]
+
+
+def test_a_cluster_has_steps_and_no_epochs() -> None:
+    [rate] = form.fields("adjust_learning_rate", CLUSTER_TOOLS)
+    assert "next step" in form.help_of(rate.schema)
+    for spec in CLUSTER_TOOLS.values():
+        told = f"{spec.description} {json.dumps(spec.input_schema)}".replace("num_epochs", "")
+        assert "epoch" not in told
 
 
 def test_only_released_instances_surprise() -> None:

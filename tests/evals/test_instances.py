@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from ml_trainer_env.agents.local import LocalSession
 from ml_trainer_env.agents.players import Player
-from ml_trainer_env.evals import evaluate, report, results
+from ml_trainer_env.evals import evaluate, plots, report, results
 from ml_trainer_env.evals.progress import Progress
 from ml_trainer_env.evals.results import Result
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
@@ -35,6 +36,11 @@ def result(agent: str, task_id: TaskId, score: float, *, seed: int = 0) -> Resul
         measure="hidden_accuracy",
         curve=(),
     )
+
+
+def operated(agent: str, index: int, measure: str, score: float) -> Result:
+    """On an instance of a cluster, whose scores are of `measure`."""
+    return replace(result(agent, f"cluster/eval/{index}", score), measure=measure)
 
 
 def found(**scores: list[float]) -> list[Result]:
@@ -73,6 +79,41 @@ def test_a_small_difference_on_every_instance_is_told_from_chance() -> None:
     assert "+0.050 (+0.050 to +0.050) paired over 18, above 0: yes." in text
     by_chance = found(constant=levels, expert=levels[::-1])
     assert "above 0: **no**" in "\n".join(report.checks(results.rows(by_chance)))
+
+
+def test_what_was_not_played_of_a_cluster_is_not_measured_and_the_rest_is() -> None:
+    """The mean of recovery and restraint is undefined where there is only one of them."""
+    acted = [
+        operated("careful", index, "recovery", score) for index, score in enumerate((0.2, 0.6))
+    ]
+    [row] = results.rows(acted)
+    recovery, restraint, both = results.watched(row)
+    assert (recovery and recovery.value, restraint, both) == (pytest.approx(0.4), None, None)
+    text = report.table([row])
+    assert "| careful | 2 | - | - | 0.400 | 0.200 to 0.600 | - | - | 0.400 |" in text
+    assert "undefined until some of each are played" in text
+    assert "intervals apart" not in "\n".join(report.checks([row, row]))
+
+    [row] = results.rows([*acted, operated("careful", 2, "restraint", 0.8)])
+    both = results.watched(row).both
+    assert both
+    assert both.value == pytest.approx(2 * 0.4 * 0.8 / (0.4 + 0.8))
+    assert "undefined" not in report.table([row])
+
+
+def test_pictures_of_clusters_part_recovery_from_restraint(tmp_path: Path) -> None:
+    quiet, acted = operated("nothing", 0, "restraint", 1), operated("nothing", 1, "recovery", 0)
+    assert [name for name, _ in plots.draw(results.rows([quiet]), tmp_path)] == [
+        "scores.png",
+        "profile.png",  # of accuracies there are no curves
+    ]
+    panels = plots.panels(results.rows([acted, quiet, result("expert", "easy_mnist", 0.9)]))
+    assert {title: [row.scores for row in of] for title, of in panels.items()} == {
+        "easy: MNIST": [[0.9]],
+        "cluster/eval: recovery": [[0]],
+        "cluster/eval: restraint": [[1]],
+    }
+    assert list(plots.panels(results.rows([quiet]))) == ["cluster/eval: restraint"]
 
 
 def test_a_split_is_played_recorded_and_reported(tmp_path: Path, runner: FakeRunner) -> None:

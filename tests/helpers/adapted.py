@@ -117,3 +117,15 @@ PLAYERS: dict[str, Player] = {
     "inspect": _inspect,
 }
 every_adapter = pytest.mark.parametrize("player", PLAYERS.values(), ids=PLAYERS.keys())
+
+
+def has_a_place(url: str) -> bool:
+    """Whether the server takes one session more."""
+    session = connecting(url)()
+    try:
+        session.begin("easy_mnist", 0)
+    except RuntimeError:
+        return False
+    finally:
+        session.close()
+    return True
