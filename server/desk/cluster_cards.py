@@ -52,8 +52,7 @@ def _incidents(story: Story) -> str:
     last = story.points[-1] if story.points else None
     if last is None or not isinstance(last.plan, Train) or not last.window or story.status.done:
         return ""
-    told = "; ".join(last.window.incidents)
-    return cards.note(f"{_sentence(told)}.", "error") if told else ""
+    return cards.note(_sentence(words.counted(last.window.incidents)), "error")
 
 
 def _sentence(text: str) -> str:
@@ -78,7 +77,6 @@ def _ranks(story: Story) -> int:
 
 
 def _tiles(status: TrainingStatus, cluster: ClusterStatus, ranks: int) -> str:
-    lost = cluster.steps_made - cluster.step
     last = cluster.windows[-1].ranks if cluster.windows else ()
     silent = [each.rank for each in last if not each.alive and each.rank not in cluster.excluded]
     idle = [f"out: {_list(cluster.excluded)}"] if cluster.excluded else []
@@ -86,7 +84,7 @@ def _tiles(status: TrainingStatus, cluster: ClusterStatus, ranks: int) -> str:
     shards = f"shards out: {_list(cluster.quarantined)}" if cluster.quarantined else "all shards"
     tiles = (
         ("Goodput", words.percent(cluster.goodput), "of the clock became progress"),
-        ("Step", str(cluster.step), f"{lost} more were lost" if lost else "none was lost"),
+        ("Step", str(cluster.step), _lost(cluster.steps_made - cluster.step)),
         (
             "Val loss",
             words.number(status.val_loss, 3),
@@ -108,6 +106,12 @@ def _tiles(status: TrainingStatus, cluster: ClusterStatus, ranks: int) -> str:
         + "".join(cards.tile(*tile) for tile in tiles)
         + "</dl>"
     )
+
+
+def _lost(steps: int) -> str:
+    if not steps:
+        return "none was lost"
+    return f"{steps} more {'was' if steps == 1 else 'were'} lost"
 
 
 def _list(numbers: tuple[int, ...] | list[int]) -> str:

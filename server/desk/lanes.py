@@ -24,6 +24,7 @@ from ml_trainer_env.events import (
     WindowReport,
 )
 from ml_trainer_env.models import EpochRecord
+from ml_trainer_env.server.desk import words
 
 Kind = Literal["incident", "restore", "ranks", "data", "diagnose", "settings"]
 State = Literal["out", "silent"]
@@ -228,7 +229,7 @@ def marks(along: Sequence[Span]) -> list[Mark]:
                 found.append(Mark(span.start, "settings", _changed(before, plan.settings)))
             before = plan.settings
             if span.report.incidents:
-                found.append(Mark(span.end, "incident", "; ".join(span.report.incidents)))
+                found.append(Mark(span.end, "incident", words.counted(span.report.incidents)))
         else:
             found.append(_done(span))
     return sorted(found, key=lambda mark: mark.seconds)

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_trainer_env.models import EpochPlan, Signal
@@ -46,6 +47,12 @@ def signed(value: float) -> str:
 def plural(count: int, word: str) -> str:
     """`1 epoch`, `2 epochs`."""
     return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def counted(texts: Iterable[str]) -> str:
+    """Each once, in order: `a; b, 3 times`."""
+    times = Counter(texts)
+    return "; ".join(text if n == 1 else f"{text}, {n} times" for text, n in times.items())
 
 
 def rates(first: float, last: float) -> str:

@@ -163,6 +163,14 @@ def test_what_happened_and_was_done_is_in_order_and_in_words(eventful: History) 
     assert found[1].finding == ("rank 2: answers, lost 1 times",)
 
 
+def test_what_happened_again_and_again_is_told_once(status: TrainingStatus) -> None:
+    again = ("rank 3 was lost", "restarted from the checkpoint of step 300") * 3
+    history = History().add(TRAIN, 25, incidents=again)
+    told = "rank 3 was lost, 3 times; restarted from the checkpoint of step 300, 3 times"
+    assert [mark.text for mark in lanes.marks(history.spans)] == [told]
+    assert "<p>Rank 3 was lost, 3 times</p>" in cluster_cards.summary(story_of(history, status))
+
+
 def test_absences_hosts_and_checkpoints_have_their_time(eventful: History) -> None:
     along = eventful.spans
     assert lanes.absences(along) == [lanes.Stretch(1, 90.5, 161.5, "out")]
