@@ -37,7 +37,7 @@ class Nodes:
         head: dict[str, Any] = {"num_cpus": 0, "object_store_memory": STORE}
         head |= {"include_dashboard": False}
         if port is not None:
-            head["port"] = port
+            head["gcs_server_port"] = port
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
 
     @property

@@ -100,7 +100,7 @@ class ClusterEpisode(Episode):
             return self._finish(now, replace(now, settings=settings), message)
 
     def toggle_augmentation(self, enabled: bool, strength: float | None = None) -> TrainingStatus:
-        """Characters are replaced, images are shifted."""
+        """Of text: a few characters are replaced by others."""
         with self._action("toggle_augmentation") as now:
             self._require_time(now)
             settings = self._settings(now)

@@ -259,8 +259,8 @@ CLUSTER_TOOLS: dict[str, ToolSpec] = {
         ),
         ToolSpec(
             "toggle_augmentation",
-            "Switch data augmentation on or off: a few characters of the input are replaced, "
-            "images are shifted.",
+            "Switch data augmentation on or off: a few characters of the input are replaced by "
+            "others.",
             ToggleAugmentation,
             _toggle,
         ),

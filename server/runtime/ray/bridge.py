@@ -57,13 +57,14 @@ class Bridge:
         self.nodes = Nodes(most)
         self.states: dict[str, ObjectRef[Any]] = {}
         self.data = Data()
-        self.actors: Any = ray.remote(trainer).options(
-            num_cpus=0,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=1,
-            concurrency_groups={BESIDE: CONCURRENCY},
-        )
+        options: dict[str, Any] = {
+            "num_cpus": 0,  # the claim is on the resource that names the engine
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "max_concurrency": 1,
+            "concurrency_groups": {BESIDE: CONCURRENCY},
+        }
+        self.actors: Any = ray.remote(**options)(trainer)
         self.wanted: str | None = None  # the label of the first actor's engine
         self._told: tuple[object, ...] = ()
         self._workers: dict[int, asyncio.Task[None]] = {}
