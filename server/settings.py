@@ -13,6 +13,7 @@ name of its variable, and so is a folder that cannot be written.
 | ML_TRAINER_CORES | | cores to train on: worker processes and busy threads; unset: all it may use |
 | ML_TRAINER_RUNNER | pool | worker processes of the server; ray: of a Ray cluster; inline: itself |
 | ML_TRAINER_RAY_ADDRESS | | the head of that cluster, host:port; unset: one of this machine alone |
+| ML_TRAINER_RAY_ENGINE | | the resource that names its nodes' engine; unset: that of most cores |
 | ML_TRAINER_SHARING | on | off: every session trains all its epochs itself |
 | ML_TRAINER_SNAPSHOT_MB | 1024 | megabytes of training states kept in memory |
 | ML_TRAINER_VERIFY_SHARED | 0 | share of the shared epochs that are trained again and compared |
@@ -62,6 +63,7 @@ class Settings(BaseModel):
     cores: Annotated[int | None, Field(ge=1)] = None  # what a container allows bounds them anyway
     runner: Literal["pool", "ray", "inline"] = "pool"  # of a server; in process always inline
     ray_address: str | None = None
+    ray_engine: str | None = None
     sharing: bool = True
     snapshot_mb: Annotated[int, Field(ge=0)] = 1024
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0

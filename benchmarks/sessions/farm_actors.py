@@ -66,5 +66,4 @@ if __name__ == "__main__":
     # By its name, so that every actor imports it instead of being sent it.
     from ml_trainer_env.benchmarks.sessions import farm_actors
 
-    descriptor, precision, most, address = sys.argv[1:]
-    bridge.main(descriptor, precision, most, address, farm_actors.Waiter)
+    bridge.main(sys.argv[1], sys.argv[2], farm_actors.Waiter)

@@ -32,6 +32,7 @@ from ml_trainer_env.server.runtime.nameless import nameless_file
 from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool, Process
 from ml_trainer_env.server.runtime.ray.farm import Farm
+from ml_trainer_env.server.runtime.ray.nodes import Wanted
 from ml_trainer_env.server.runtime.records import Records
 from ml_trainer_env.server.runtime.runner import Runner, SliceRunner
 from ml_trainer_env.server.runtime.sharing import SharingRunner
@@ -95,7 +96,8 @@ def runner() -> Runner:
 
 def on_ray(address: str, count: int, most_waiting: int) -> Runner:
     """On that cluster, once all of its actors have started."""
-    farm = Farm("fp32", address, count, Cores(1, 1, most_waiting), 2**30, bridge=ACTORS)
+    wanted = Wanted("fp32", address, count)
+    farm = Farm(wanted, Cores(1, 1, most_waiting), 2**30, bridge=ACTORS)
     farm.engine()
     for worker in farm.pool._idle:
         worker.engine()

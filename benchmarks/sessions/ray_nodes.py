@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.ray.farm import Farm
-from ml_trainer_env.server.runtime.ray.nodes import label
+from ml_trainer_env.server.runtime.ray.nodes import Wanted, label
 
 STORE = 100 * 2**20  # bytes of objects on a node
 PATIENCE = 90.0  # seconds: Ray takes its time to see that a node is gone
@@ -82,7 +82,7 @@ def actors_of(node: Any) -> list[int]:
 @contextmanager
 def farm(address: str | None, cores: int | None = None, budget: int = 10**9) -> Generator[Farm]:
     """What trains on that cluster."""
-    with closing(Farm("fp32", address, cores, Cores(1, 1), budget)) as farm:
+    with closing(Farm(Wanted("fp32", address, cores), Cores(1, 1), budget)) as farm:
         yield farm
 
 

@@ -18,6 +18,7 @@ from ml_trainer_env.server.runs import Engine, Run
 from ml_trainer_env.server.runtime.cores import MAX_WAITING, Cores, available
 from ml_trainer_env.server.runtime.pool import Pool
 from ml_trainer_env.server.runtime.ray.farm import Farm
+from ml_trainer_env.server.runtime.ray.nodes import Wanted
 from ml_trainer_env.server.runtime.records import NAME, Records
 from ml_trainer_env.server.runtime.runner import (
     Executor,
@@ -134,7 +135,8 @@ def farm() -> Farm:
     """Needs no closing either: what speaks to Ray ends with this process."""
     chosen = settings.current()
     cores = Cores(chosen.threads, 1, _most_waiting(chosen))
-    return Farm(chosen.precision, chosen.ray_address, chosen.cores, cores, chosen.snapshot_mb * _MB)
+    wanted = Wanted(chosen.precision, chosen.ray_address, chosen.cores, chosen.ray_engine)
+    return Farm(wanted, cores, chosen.snapshot_mb * _MB)
 
 
 def load() -> None:

@@ -18,12 +18,11 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray import ObjectRef
@@ -36,7 +35,7 @@ from ml_trainer_env.server.runtime.channel import LENGTH, Channel, Message
 from ml_trainer_env.server.runtime.cores import available
 from ml_trainer_env.server.runtime.orders import Answer
 from ml_trainer_env.server.runtime.ray.actors import BESIDE, Answers, Loaded, Trainer
-from ml_trainer_env.server.runtime.ray.nodes import CLAIM, Node, Nodes, label
+from ml_trainer_env.server.runtime.ray.nodes import CLAIM, Node, Nodes, Wanted, label
 from ml_trainer_env.server.runtime.worker import STOP
 
 LOOK = 1.0  # seconds between two looks at the cluster
@@ -51,10 +50,10 @@ Hears = Callable[[Message], object]
 class Bridge:
     """All of this process; lives in one event loop."""
 
-    def __init__(self, control: Channel, most: int | None, precision: str, trainer: type) -> None:
+    def __init__(self, control: Channel, wanted: Wanted, trainer: type) -> None:
         self.control = control
-        self.precision = precision
-        self.nodes = Nodes(most)
+        self.precision = wanted.precision
+        self.nodes = Nodes(wanted.most, wanted.engine)
         self.states: dict[str, ObjectRef[Any]] = {}
         self.data = Data()
         options: dict[str, Any] = {
@@ -76,8 +75,9 @@ class Bridge:
         while True:
             try:
                 seen = await asyncio.wait_for(asyncio.to_thread(ray.nodes), PATIENCE)
-            except (RayError, TimeoutError) as error:
-                raise ConnectionError("the head of the Ray cluster does not answer") from error
+            except (RayError, TimeoutError):
+                # At once: without a head nothing of Ray comes to an end by itself.
+                fail(self.control, "the head of the Ray cluster does not answer")
             gone = await self.nodes.see(seen)
             self.data.forget(gone)
             self._tell_cores()
@@ -220,28 +220,29 @@ class Worker:
     async def _carry_out(self, text: bytes, node: Node) -> None:
         self._number += 1
         order: dict[str, Any] = json.loads(text)["order"]
-        name: str = order["workload"]["dataset"]
         key: str | None = order["state"]
-        if name.partition("/")[0] in NAMES and name not in self._has:
-            await self._bridge.data.provide(self._actor, node, name)
-            self._has.add(name)
         state = None
         if key is not None and key != self._holds:
             state = self._bridge.states.get(key)
             if state is None:
                 await self._unreadable()
                 return
-        stream = self._actor.perform.options(num_returns="streaming").remote(
-            self._number, json.dumps(order).encode(), state
-        )
         try:
-            await self._relay(stream)
+            await self._provide(order["workload"]["dataset"], node)
+            perform = self._actor.perform.options(num_returns="streaming")
+            await self._relay(perform.remote(self._number, json.dumps(order).encode(), state))
         except ObjectLostError:
             self._bridge.states.pop(key or "", None)
             await self._unreadable()
         except RayTaskError as error:  # our mistake, and not the actor's end
             self._holds = None
             await self._tell(_last(Answer(last=True, error=str(error))))
+
+    async def _provide(self, name: str, node: Node) -> None:
+        """The data set, unless whoever trains makes it."""
+        if name.partition("/")[0] in NAMES and name not in self._has:
+            await self._bridge.data.provide(self._actor, node, name)
+            self._has.add(name)
 
     async def _relay(self, stream: Any) -> None:
         async for each in stream:
@@ -265,20 +266,20 @@ def _last(answer: Answer) -> bytes:
     return f"[{answer.model_dump_json()}]".encode()
 
 
-def connect(address: str | None, most: int | None) -> None:
-    """To the cluster at `address`, or to one of this machine alone, which ends with us."""
+def connect(wanted: Wanted) -> None:
+    """To the cluster, or to one of this machine alone, which ends with us."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a node of ours: as the pool's workers
     quiet = {"log_to_driver": False, "logging_level": "warning", "namespace": "ml-trainer"}
-    if address is not None:
-        ray.init(address, **quiet)
+    if wanted.address is not None:
+        ray.init(wanted.address, **quiet)
         return
     module = "ml_trainer_env.server.runtime.ray.resources"
     command = [sys.executable, "-P", "-m", module]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     resources = json.loads(found.stdout)
-    quiet |= {"num_cpus": available(most), "include_dashboard": False}
+    quiet |= {"num_cpus": available(wanted.most), "include_dashboard": False}
     ray.init("local", resources=resources, **quiet)
 
 
@@ -299,22 +300,25 @@ def listen(control: Channel, hears: Future[Hears]) -> None:
     os._exit(0)
 
 
-def main(descriptor: str, precision: str, most: str, address: str, trainer: type = Trainer) -> None:
+def fail(control: Channel, why: str) -> NoReturn:
+    """Tell the server, and end."""
+    with suppress(OSError):
+        control.send(json.dumps({"error": why}).encode())
+    os._exit(1)
+
+
+def main(descriptor: str, wanted: str, trainer: type = Trainer) -> None:
     """Work until the other end closes."""
     control = Channel(socket.socket(fileno=int(descriptor)))
-    cores = int(most) if most else None
     hears: Future[Hears] = Future()
     threading.Thread(target=listen, args=(control, hears), daemon=True).start()
     try:
-        connect(address or None, cores)
-        asyncio.run(Bridge(control, cores, precision, trainer).run(hears))
+        told = Wanted(*json.loads(wanted))
+        connect(told)
+        asyncio.run(Bridge(control, told, trainer).run(hears))
     except Exception as error:
-        with suppress(OSError):
-            why = {"error": str(error).strip() or type(error).__name__}
-            control.send(json.dumps({**why, "traceback": traceback.format_exc()}).encode())
-        os._exit(1)
+        fail(control, str(error).strip() or type(error).__name__)
 
 
 if __name__ == "__main__":
-    descriptor, precision, most, address = sys.argv[1:]
-    main(descriptor, precision, most, address)
+    main(sys.argv[1], sys.argv[2])

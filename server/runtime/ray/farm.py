@@ -14,22 +14,21 @@ from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool
 from ml_trainer_env.server.runtime.ray.kept import KeptElsewhere
 from ml_trainer_env.server.runtime.ray.machines import MODULE, Machines, RemoteWorker
+from ml_trainer_env.server.runtime.ray.nodes import Wanted
 from ml_trainer_env.server.runtime.runner import Answers, SliceRunner, WorkerLost
 
 PATIENCE = 60.0  # seconds that the first core gets to come
 
 
 class Farm:
-    """Trains on the Ray cluster at `address`, on `most` of its cores; None: all.
+    """Trains on the machines of a Ray cluster that have the wanted engine.
 
     Needs no closing: actors and all else end with this process.
     """
 
     def __init__(
         self,
-        precision: Precision,
-        address: str | None,
-        most: int | None,
+        wanted: Wanted,
         cores: Cores,
         budget: int,  # bytes of states
         bridge: str = MODULE,
@@ -38,13 +37,11 @@ class Farm:
         cores.resize(0, 1)
         self.cores = cores
         self._first = threading.Event()
-        self.pool = Pool(0, precision, load=_found_by_whoever_trains, launch=self._launch)
+        self.pool = Pool(0, wanted.precision, load=_found_by_whoever_trains, launch=self._launch)
         self.states = KeptElsewhere(budget, lambda keys: self.machines.forget(keys))
         self.runner = SliceRunner(self, cores, self.states)
         self.machines = Machines(
-            precision,
-            address,
-            most,
+            wanted,
             changed=self._changed,
             lost=self.states.close,
             bridge=bridge,

@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_trainer_env.server.runs import Precision
 from ml_trainer_env.server.runtime.channel import Channel
+from ml_trainer_env.server.runtime.ray.nodes import Wanted
 
 MODULE = "ml_trainer_env.server.runtime.ray.bridge"
 AGAIN = 2.0  # seconds until a bridge that ended is started again
@@ -30,7 +31,7 @@ log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator loo
 
 
 class Machines:
-    """The machines of the cluster at `address`; None: this one, as a cluster of its own.
+    """The machines of a cluster that have the wanted engine.
 
     `changed` is told how many cores there are, at first and whenever it changes, and how many of
     them any node has side by side; `lost`, that all states are gone.
@@ -38,17 +39,14 @@ class Machines:
 
     def __init__(
         self,
-        precision: Precision,
-        address: str | None,
-        most: int | None,
+        wanted: Wanted,
         *,
         changed: Callable[[int, int], None],
         lost: Callable[[], None],
         bridge: str = MODULE,
     ) -> None:
-        most_told = "" if most is None else str(most)
         self._program = [sys.executable, "-P", "-m", bridge]
-        self._told = [precision, most_told, address or ""]
+        self._wanted = wanted
         self._changed = changed
         self._lost = lost
         self._lock = threading.Condition()
@@ -114,7 +112,7 @@ class Machines:
             ours, theirs = socket.socketpair()
             with theirs:
                 self._bridge = subprocess.Popen(
-                    [*self._program, str(theirs.fileno()), *self._told],
+                    [*self._program, str(theirs.fileno()), json.dumps(self._wanted)],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
@@ -143,6 +141,8 @@ class Machines:
         if "cores" in content:
             self._complaint = ""
             _log_cores(content)
+            # Runs that have begun have this engine's bits, whatever other nodes come.
+            self._wanted = self._wanted._replace(engine=content["engine"])
             with self._lock:
                 self._up = True
                 self._lock.notify_all()

@@ -14,13 +14,22 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from ml_trainer_env.server.runs import Engine
+from ml_trainer_env.server.runs import Engine, Precision
 
 PREFIX = "ml-trainer-engine-"
 CLAIM = 1 / 16  # of a core's unit, by each actor: so many servers may share the cluster
 SUSPENDED = 5.0  # seconds that a node is left alone after an actor was lost there
+
+
+class Wanted(NamedTuple):
+    """What a server wants of a cluster. Plain values, for JSON."""
+
+    precision: Precision
+    address: str | None = None  # of the head, host:port; None: a cluster of this machine alone
+    most: int | None = None  # cores; None: all
+    engine: str | None = None  # its label; None: the one that most cores have
 
 
 def label(engine: Engine) -> str:
@@ -45,13 +54,13 @@ class Node:
 
 @dataclass(slots=True)
 class Nodes:
-    """Those of the engine that this cluster is used for: the first that is seen most.
+    """Those of the engine that is wanted; of the one that most cores have when any are seen.
 
     For one event loop.
     """
 
     most: int | None = None  # cores that may be used in all; None: every one
-    label: str | None = None  # of the engine
+    label: str | None = None  # of the engine; stays, once it is known
     here: dict[str, Node] = field(default_factory=dict[str, Node])
     others: int = 0  # nodes that name another engine, or none
     closed: set[str] = field(default_factory=set[str])  # they have not the engine that they name

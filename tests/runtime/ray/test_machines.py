@@ -147,6 +147,21 @@ def test_a_node_is_killed_and_its_states_with_it(alone: Runner) -> None:
         assert run == trained(alone, begin(alone, 21), MANY)
 
 
+def test_a_run_keeps_its_engine_when_what_speaks_to_ray_starts_again(alone: Runner) -> None:
+    """Though most cores have another by then."""
+    with rays.nodes(1) as nodes, rays.farm(nodes.address) as farm:
+        run = trained(farm.runner, begin(farm.runner, 22), PLANS)
+        nodes.add(4, named="ml-trainer-engine-0123456789abcdef")
+        bridge = farm.machines.bridge
+        assert bridge is not None
+        bridge.kill()
+        eventually(lambda: farm.cores.total == 0, rays.PATIENCE)
+        eventually(lambda: farm.cores.total, rays.PATIENCE)
+        assert farm.cores.total == 1
+        again = trained(farm.runner, run, PLANS)
+        assert again == trained(alone, begin(alone, 22), [*PLANS, *PLANS])
+
+
 def test_a_node_joins_late() -> None:
     with rays.nodes(1) as nodes, rays.farm(nodes.address) as farm:
         farm.engine()
