@@ -7,7 +7,14 @@ import random
 from typing import Any, get_args
 
 from ml_trainer_env.agents.attempt import Attempt
-from ml_trainer_env.agents.watching import Watch, attempted, seen_of, slowest, train_on
+from ml_trainer_env.agents.watching import (
+    Watch,
+    attempted,
+    seen_of,
+    slowest,
+    submit,
+    train_on,
+)
 from ml_trainer_env.cluster_status import ClusterStatus
 from ml_trainer_env.events import MICRO_SHARDS, Diagnosis
 from ml_trainer_env.frozen import forks
@@ -52,7 +59,7 @@ def panic(attempt: Attempt) -> None:
         attempted(trial, "configure_ranks", exclude=[rank])
         attempted(trial, "configure_data", quarantine_shards=sorted(worst[:2]), reshuffle=True)
         attempted(trial, "configure_training", learning_rate=seen.config.learning_rate)
-    trial.call("submit_model")
+    submit(trial)
 
 
 def chance(attempt: Attempt) -> None:

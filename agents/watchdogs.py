@@ -22,12 +22,14 @@ from ml_trainer_env.agents.watching import (
     seen_of,
     slowest,
     striking,
+    submit,
     suspect,
 )
 from ml_trainer_env.cluster_status import ClusterStatus
 
 FAILURES = 300.0  # seconds between two, as an operator expects them
 WRITING = 0.4  # seconds, of a checkpoint
+LASTING = 3  # steps far above the usual: one alone is the data's, and heals
 WRONG = 1.5  # times the rate that was set
 ENOUGH = 10  # steps of a window, for the losses of data shards to say something
 SKIPPED = 5  # updates of a window that were not finite
@@ -38,7 +40,7 @@ def watchdog(attempt: Attempt) -> None:
     """Acts on spikes, silence and slowness."""
     trial = attempt.begin()
     trial.call("configure_training", checkpoint_every=round(math.sqrt(2 * WRITING * FAILURES)))
-    watch = Watch()
+    watch = Watch(LASTING)
     while trial.status.remaining_budget:
         seen = seen_of(trial.run(1))
         slow = slowest(seen)
@@ -48,8 +50,8 @@ def watchdog(attempt: Attempt) -> None:
             attempted(trial, "configure_ranks", exclude=sorted({*seen.excluded, slow}))
         elif watch.jumped(seen):
             _go_past(trial, seen, windows=1)
-            watch = Watch()
-    trial.call("submit_model")
+            watch = Watch(LASTING)
+    submit(trial)
 
 
 def careful(attempt: Attempt) -> None:
@@ -59,7 +61,7 @@ def careful(attempt: Attempt) -> None:
     while trial.status.remaining_budget:
         trial.run(1)
         doctor.looks()
-    trial.call("submit_model")
+    submit(trial)
 
 
 class _Careful:

@@ -24,27 +24,31 @@ MOST_OUT = 4  # data shards
 
 
 class Watch:
-    """What a usual step looks like, from the last 128."""
+    """What a usual step looks like, from the last 128; `steps` that are not make a jump."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 1) -> None:
+        self._steps = steps
         self._losses: list[float] = []
         self._norms: list[float] = []
 
     def jumped(self, seen: ClusterStatus) -> bool:
-        """Whether a step of the last window is far above the usual: then none is learned from."""
+        """Whether steps of the last window are far above the usual: then none is learned from."""
         losses = [math.inf if each is None else each for each in seen.losses]
         norms = [math.inf if each is None else each for each in seen.gradient_norms]
-        found = _far(self._losses, losses) or _far(self._norms, norms)
+        far = max(_far(self._losses, losses), _far(self._norms, norms))
+        found = far >= max(1, min(self._steps, len(losses)))  # a short window has few
         if not found:
             self._losses = [*self._losses, *losses][-KNOWN:]
             self._norms = [*self._norms, *norms][-KNOWN:]
         return found
 
 
-def _far(usual: Sequence[float], now: Sequence[float]) -> bool:
+def _far(usual: Sequence[float], now: Sequence[float]) -> int:
+    """How many steps are."""
     if len(usual) < FEWEST:
-        return False
-    return max(now, default=-math.inf) > fmean(usual) + SIGMAS * pstdev(usual)
+        return 0
+    bound = fmean(usual) + SIGMAS * pstdev(usual)
+    return sum(each > bound for each in now)
 
 
 def slowest(seen: ClusterStatus) -> int | None:
@@ -109,6 +113,11 @@ def train_on(trial: Trial) -> None:
     """To the deadline, and submit."""
     while trial.status.remaining_budget and not trial.status.done:
         trial.run(min(MAX_EPOCHS_PER_CALL, trial.status.remaining_budget))
+    submit(trial)
+
+
+def submit(trial: Trial) -> None:
+    """Unless the calls have come to an end, which ends the episode."""
     if not trial.status.done:
         trial.call("submit_model")
 
