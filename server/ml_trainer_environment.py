@@ -30,11 +30,12 @@ from ml_trainer_env.server.runs import Run
 from ml_trainer_env.server.runtime.asking import Asker, bell_of, never
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.session import envelopes, process
+from ml_trainer_env.server.session.connection import current_connection
 from ml_trainer_env.server.session.current import Current
 from ml_trainer_env.server.session.mcp_tools import DirectClient, EpisodeTool
 from ml_trainer_env.server.session.places import Places
 from ml_trainer_env.server.session.reset_options import ResetOptions
-from ml_trainer_env.server.session.saved import Held, Saved, SavedEpisodes
+from ml_trainer_env.server.session.saved import RESUMED, Held, Saved, SavedEpisodes
 from ml_trainer_env.server.session.task_api import TaskApi
 from ml_trainer_env.server.session.waiting import Stop, in_thread, nothing
 from ml_trainer_env.server.tasks import Task
@@ -42,7 +43,7 @@ from ml_trainer_env.server.validation import ActionError, validate
 from ml_trainer_env.wire import EpisodeState, StatusObservation, ToolObservation
 
 NAME = "ml_trainer_env"
-RESUMED = "the episode goes on in another session, which has resumed it"
+UNHEARD = "the connection was lost before the answer, so the call has not happened"
 
 
 class MLTrainerEnvironment(TaskApi, MCPEnvironment):
@@ -146,6 +147,9 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
         saved = replace(saved, episode_id=held.episode_id)
 
         def note(now: Situation) -> None:
+            connection = current_connection.get()
+            if connection and connection.is_session and connection.lost():
+                raise ActionError(UNHEARD)
             self._saved.save(held, replace(saved, now=now))
 
         episode = tools.begun(saved.task, saved.now, runner, note)
@@ -159,11 +163,11 @@ class MLTrainerEnvironment(TaskApi, MCPEnvironment):
             self._require_open()
             if held.over:
                 raise ActionError(RESUMED)
+            self._saved.save(held, saved)
             self._run = Current(episode, held, saved.seed)
             vars(self).pop("mcp_server", None)  # another episode may have other tools
             key = _counted(saved)
             self.attempts[key] = max(self.attempts[key], saved.now.attempt)
-            self._saved.save(held, saved)
         return episode
 
     async def reset_async(

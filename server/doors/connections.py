@@ -58,7 +58,7 @@ class Connections:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal, root = messages.WEBSOCKET_DOORS[route_of(scope)], root_of(scope)
-        connection = Connection()
+        connection = Connection(is_session=True)
         send = _unless_vanished(send, connection)
         ahead: asyncio.Queue[Message] = asyncio.Queue(READ_AHEAD)
         timed_out = refused = False

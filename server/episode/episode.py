@@ -42,7 +42,9 @@ class Episode(ABC):
         runner: Runner,
         note: Callable[[Situation], None] | None = None,
     ) -> None:
-        """With a situation for a start it goes on from there. `note` is told of each new one."""
+        """With a situation for a start it goes on from there. `note` is told of each new one
+        before anybody else is; if it raises, the action has not happened.
+        """
         self.task = task
         self._runner = runner
         self._note = note
@@ -221,9 +223,9 @@ class Episode(ABC):
                 )
             message += f"; final score {grade.score:.4f}"
         status = self._status(after, message, self._terms(before, after), reports)
-        self._now, self._reports = after, reports
         if self._note:
             self._note(after)
+        self._now, self._reports = after, reports
         return status
 
 

@@ -9,9 +9,10 @@ from ml_trainer_env.server.runtime.asking import Bell
 
 
 class Connection:
-    """One client. `lost` may be asked from any thread."""
+    """One client. `lost` may be asked from any thread; `is_session`: the session ends with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_session: bool = False) -> None:
+        self.is_session = is_session
         self._gone = asyncio.Event()
         self._bells: set[Bell] = set()
 

@@ -4,14 +4,15 @@ One mechanism for two uses: a fork goes on beside the episode, and a session tha
 resumed in its place. Guarantees:
 - Both need the episode's key, which is drawn at random and told to its session alone. An id is a
   name that the client chooses and others may see: it opens nothing.
-- Two open episodes never have the same id, and only the session that holds an episode changes
-  what is saved of it.
+- Two open episodes of a server never have the same id, and only the session that holds an episode
+  changes what is saved of it. An action that can no longer be saved has not happened.
 - An episode is saved after every finished action, never in the middle of one; what an interrupted
   action had trained is remembered as any epoch is, and not trained again.
 
 With a folder, an episode stays in it when its session is closed or the server is killed, until it
-is graded or its session begins another. The weights are not in it: whoever trains on has them, or
-trains them again, to the same bits.
+is graded or its session begins another. Several servers may have the same folder: a file names the
+server that holds its episode, and whichever of them is asked to resume it takes it from the other.
+The weights are not in it: whoever trains on has them, or trains them again, to the same bits.
 """
 
 # pyright: strict
@@ -25,10 +26,13 @@ import secrets
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import filelock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ml_trainer_env.events import Settings
@@ -44,10 +48,17 @@ from ml_trainer_env.server.tasks import Task
 from ml_trainer_env.server.validation import ActionError, InvalidArguments, shown
 from ml_trainer_env.task_ids import TaskId
 
+R = TypeVar("R", bound="_Holder")
+
 log = logging.getLogger(__name__)
 
 MAX_FILES = 4096  # the oldest go first; each is a few kilobytes
 KEY_BYTES = 24  # of randomness
+PATIENCE = 2.0  # seconds to wait for another server that saves
+POLL = 0.002  # seconds
+SUFFIX = ".json"
+OVER = ".over"  # what is left of an episode that was resumed and has ended
+RESUMED = "the episode goes on in another session, which has resumed it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,13 @@ class Saved:
     now: Situation
 
 
-class _Entry(BaseModel):
+class _Holder(BaseModel):
+    """Of a file: the server that has the episode."""
+
+    holder: str = ""  # until another version's is resumed
+
+
+class _Entry(_Holder):
     """A file: all of `Saved`, and nothing that opens it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +109,7 @@ class Held:
     key: str
     give_up: Callable[[], object] = nothing  # called before another session takes it over
     over: bool = False
+    resumed: bool = False  # so there may be a session, of another server too, that had it before
 
 
 class SavedEpisodes:
@@ -99,15 +117,17 @@ class SavedEpisodes:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self._me = secrets.token_hex(8)  # this server, in files
         self._open: dict[str, Saved] = {}  # by the digest of the key
         self._holders: dict[str, Held] = {}  # the same
         self._names: dict[str, Held] = {}  # ids in use
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held while a file is read or written
+        self._files = threading.Lock()  # held while one is changed
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-            by_age = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
-            for file in by_age[:-MAX_FILES]:
-                file.unlink(missing_ok=True)
+            for suffix in (SUFFIX, OVER):
+                for file in _by_age(folder, suffix)[:-MAX_FILES]:
+                    file.unlink(missing_ok=True)
 
     def hold(self, episode_id: str | None = None, instead_of: Held | None = None) -> Held:
         """A new episode, under a key of its own. `instead_of`: what the session gives up for it.
@@ -127,20 +147,22 @@ class SavedEpisodes:
     def take_over(self, key: str) -> Held:
         """The hold on an episode that may be open elsewhere: that session loses it.
 
-        The id stays, unless it is in use for another episode by now. Raises `InvalidArguments`.
+        The id stays, unless it is in use for another episode by now. Raises `InvalidArguments`, and
+        `ActionError` where the folder cannot be written.
         """
         self._known(key, "resume")
         with self._lock:
             before = self._holders.get(_digest(key))
         if before:
             before.give_up()  # after which no action of it is saved any more
+        self._take_from_another_server(_digest(key))
         known = self._known(key, "resume")
         with self._lock:
             if before:
                 before.over = True
                 self._release_name(before)
             taken = known.episode_id in self._names
-            held = Held(str(uuid.uuid4()) if taken else known.episode_id, key)
+            held = Held(str(uuid.uuid4()) if taken else known.episode_id, key, resumed=True)
             self._register(held)
         return held
 
@@ -153,20 +175,28 @@ class SavedEpisodes:
         return known if isinstance(known, Saved) else _read_back(known, option, begin)
 
     def save(self, held: Held, saved: Saved) -> None:
-        """Replace what was saved; a graded episode is forgotten. Never raises for a full disk."""
-        if saved.now.grade is not None:
-            self.forget(held)
-            return
+        """Replace what was saved; a graded episode is forgotten. Never raises for a full disk.
+
+        Raises `ActionError` where the session does not hold the episode any more: what it has done
+        since has not happened.
+        """
         digest = _digest(held.key)
+        try:
+            with self._among_servers():
+                if held.over or not self._is_ours(digest):
+                    raise ActionError(RESUMED)
+                if saved.now.grade is not None:
+                    self._remove(held)
+                elif self._folder:
+                    entry = _entry(saved, self._me)
+                    _write(_file(self._folder, digest), entry.model_dump_json())
+        except OSError as error:
+            log.warning("%s: %s; the episode was not saved", self._folder, error)
         with self._lock:
-            if held.over:
-                return
-            self._open[digest] = saved
-        if self._folder:
-            try:
-                _write(self._file(self._folder, digest), _entry(saved).model_dump_json())
-            except OSError as error:
-                log.warning("%s: %s; the episode was not saved", self._folder, error)
+            if saved.now.grade is not None:
+                self._open.pop(digest, None)
+            elif not held.over:
+                self._open[digest] = saved
 
     def close(self, held: Held) -> None:
         """Its session has ended; the file stays."""
@@ -184,19 +214,72 @@ class SavedEpisodes:
             if held.over:
                 return
             self._open.pop(_digest(held.key), None)
-        if self._folder:
-            self._file(self._folder, _digest(held.key)).unlink(missing_ok=True)
+        try:
+            with self._among_servers():
+                if self._is_ours(_digest(held.key)):
+                    self._remove(held)
+        except OSError as error:
+            log.warning("%s: %s; an episode was not removed", self._folder, error)
 
     def _known(self, key: str, option: str) -> Saved | _Entry:
+        """Of an episode that this server holds, memory knows more than a file on a full disk."""
+        digest = _digest(key)
+        entry = self._read(digest, _Entry)
         with self._lock:
-            saved = self._open.get(_digest(key))
-        known = saved or self._read(key)
-        if known is None:
+            saved = self._open.get(digest)
+        known = saved if entry is None or entry.holder == self._me else None
+        known = known or entry
+        if known is None or self._is_over(digest):
             raise InvalidArguments(
                 f"{option}: no episode that can go on has this key; a session's state has its own, "
                 "nothing else shows it, and an id is no key"
             )
         return known
+
+    # Among servers -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _among_servers(self) -> Generator[None, None, None]:
+        """No other thread or server changes a file meanwhile. Raises `OSError`."""
+        if self._folder is None:
+            yield
+            return
+        lock = filelock.FileLock(self._folder / ".lock", PATIENCE, poll_interval=POLL)
+        with self._files, lock:
+            yield
+
+    def _take_from_another_server(self, digest: str) -> None:
+        """From one that has it. Raises `ActionError` where that cannot be written down."""
+        try:
+            with self._among_servers():
+                entry = self._read(digest, _Entry)
+                if self._folder is None or entry is None or entry.holder == self._me:
+                    return
+                ours = entry.model_copy(update={"holder": self._me})
+                _write(_file(self._folder, digest), ours.model_dump_json())
+        except OSError as error:
+            log.warning("%s: %s; an episode was not resumed", self._folder, error)
+            raise ActionError("resume: the server cannot write its folder; try again") from None
+        with self._lock:
+            self._open.pop(digest, None)  # of a session here, before that server took it
+
+    def _is_ours(self, digest: str) -> bool:
+        """Whether no other server has taken it; a file that somebody removed says nothing."""
+        file = self._read(digest, _Holder)
+        return not self._is_over(digest) if file is None else file.holder == self._me
+
+    def _is_over(self, digest: str) -> bool:
+        """Whether it has ended after it had been resumed."""
+        return self._folder is not None and _file(self._folder, digest, OVER).exists()
+
+    def _remove(self, held: Held) -> None:
+        """Its file; a server that had it before may still ask, and is told by what is left."""
+        if self._folder is None:
+            return
+        digest = _digest(held.key)
+        if held.resumed:
+            _file(self._folder, digest, OVER).touch()
+        _file(self._folder, digest).unlink(missing_ok=True)
 
     def _register(self, held: Held) -> None:
         """Needs the lock."""
@@ -208,21 +291,30 @@ class SavedEpisodes:
         if self._names.get(held.episode_id) is held:
             del self._names[held.episode_id]
 
-    def _read(self, key: str) -> _Entry | None:
+    def _read(self, digest: str, what: type[R]) -> R | None:
         if self._folder is None:
             return None
-        file = self._file(self._folder, _digest(key))
+        file = _file(self._folder, digest)
         try:
-            return _Entry.model_validate_json(file.read_bytes())
+            return what.model_validate_json(file.read_bytes())
         except OSError:
             return None
         except ValidationError as error:
             log.warning("%s: %s; it counts as absent", file, error)
             return None
 
-    @staticmethod
-    def _file(folder: Path, digest: str) -> Path:
-        return folder / f"{digest}.json"
+
+def _file(folder: Path, digest: str, suffix: str = SUFFIX) -> Path:
+    return folder / f"{digest}{suffix}"
+
+
+def _by_age(folder: Path, ending: str) -> list[Path]:
+    """The oldest first."""
+    found: list[tuple[float, Path]] = []
+    for file in folder.glob(f"*{ending}"):
+        with suppress(FileNotFoundError):  # of another server, which has just removed it
+            found.append((file.stat().st_mtime, file))
+    return [file for _, file in sorted(found)]
 
 
 def _digest(key: str) -> str:
@@ -254,7 +346,7 @@ def _read_back(entry: _Entry, option: str, begin: Callable[[Task, int], Run]) ->
     return Saved(entry.episode_id, task, entry.seed, now)
 
 
-def _entry(saved: Saved) -> _Entry:
+def _entry(saved: Saved, holder: str) -> _Entry:
     now = saved.now
     return _Entry(
         episode_id=saved.episode_id,
@@ -270,6 +362,7 @@ def _entry(saved: Saved) -> _Entry:
         calls=now.calls,
         epochs_shared=now.epochs_shared,
         attempt=now.attempt,
+        holder=holder,
     )
 
 

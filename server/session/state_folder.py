@@ -15,12 +15,18 @@ from pathlib import Path
 from ml_trainer_env.server import settings
 from ml_trainer_env.server.runtime.records import NAME, Records
 from ml_trainer_env.server.runtime.states import SUFFIX
+from ml_trainer_env.server.session import saved
 from ml_trainer_env.surroundings import remembering, variables_set
 from ml_trainer_env.terminal import stdout
 from ml_trainer_env.variables import settings_explained
 
 _MB = 2**20
-PARTS = {"records": f"{NAME}*", "states": f"states/*{SUFFIX}", "episodes": "episodes/*.json"}
+PARTS = {
+    "records": f"{NAME}*",
+    "states": f"states/*{SUFFIX}",
+    "episodes": f"episodes/*{saved.SUFFIX}",
+    "resumed and over": f"episodes/*{saved.OVER}",
+}
 
 
 def shown(folder: Path, budget: int) -> Iterator[str]:

@@ -44,16 +44,18 @@ def ci_run(folder: Path, *programs: str, user: int) -> tuple[str, list[str]]:
 
 
 def test_checks_come_before_tests_and_those_of_the_browser_are_among_them(tmp_path: Path) -> None:
-    said, calls = ci_run(tmp_path, "chromium", "apt-get", user=0)
+    said, calls = ci_run(tmp_path, "chromium", "haproxy", "apt-get", user=0)
     assert calls == ["make check", f"make test ARGS=-m '{TESTS}'"]
     assert not said
 
 
-def test_root_gets_a_chromium_from_debian(tmp_path: Path) -> None:
-    said, calls = ci_run(tmp_path, "apt-get", user=0)
+@pytest.mark.parametrize("there", [(), ("chromium",), ("haproxy",)])
+def test_root_gets_what_is_missing_from_debian(tmp_path: Path, there: tuple[str, ...]) -> None:
+    said, calls = ci_run(tmp_path, *there, "apt-get", user=0)
     *installed, check, test = calls
     assert [call.split()[0] for call in installed] == ["apt-get", "apt-get"]
-    assert installed[-1].endswith(" chromium")
+    wanted = [name for name in ("chromium", "haproxy") if name not in there]
+    assert installed[-1].split("recommends ")[1].split() == wanted
     assert (check, test) == ("make check", f"make test ARGS=-m '{TESTS}'")
     assert not said
 

@@ -346,7 +346,7 @@ def test_what_is_left_behind_is_resumed_only_by_the_same_engine(
     player = Process(tmp_path, monkeypatch).player()
     player.do(configure(), run(1))
     key = key_of(player.env)
-    (file,) = (tmp_path / "episodes").iterdir()
+    (file,) = (tmp_path / "episodes").glob("*.json")
     assert key not in file.name + file.read_text()
     file.write_text(file.read_text().replace('"training":"', '"training":"0'))
     other = Process(tmp_path, monkeypatch).player()
@@ -364,7 +364,7 @@ def test_what_is_left_behind_is_touched_by_nobody_who_chooses_its_id(
     first = MLTrainerEnvironment(runner, saved=lost)
     first.reset(episode_id="mine")
     call(first, "configure_training")
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.json")
     before = file.read_bytes()
     other = MLTrainerEnvironment(runner, saved=SavedEpisodes(tmp_path))  # the next server
     for _ in range(2):
