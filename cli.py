@@ -163,6 +163,20 @@ def serve(host: str = "0.0.0.0", port: int = 8000) -> None:
     _run_module("ml_trainer_env.server.app", "--host", host, "--port", str(port))
 
 
+@app.command(epilog="Example: `ml-trainer resources --cores 4`")
+def resources(
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="That train here, at most; left out: all.")
+    ] = None,
+) -> None:
+    """Print what a Ray node has to name to be trained on.
+
+    `ray start --address HEAD:6379 --resources "$(ml-trainer resources)"`
+    """
+    chosen = ["--cores", str(cores)] if cores else []
+    _run_module("ml_trainer_env.server.runtime.ray.resources", *chosen)
+
+
 @app.command(epilog="Example: `ml-trainer mcp --config`, for a desktop client's settings")
 def mcp(
     config: Annotated[

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh                 everything, development tools included
 #   scripts/setup.sh --runtime       only what the server needs (the Docker image)
+#   scripts/setup.sh --runtime --ray    and what it needs to be part of a Ray cluster
 #   scripts/setup.sh --deps-only     leave out this checkout (an image layer that rarely changes)
 #
 # Needs Python 3.11 or newer (PYTHON=... picks one) and a package registry; neither root nor uv.
@@ -33,7 +34,8 @@ find_python() {
 
 # One number for everything that the environment is made from.
 fingerprint() {
-    { "$python" -VV; pwd; echo "$lock $project"; cat "$lock" pyproject.toml scripts/setup.sh; } | cksum
+    { "$python" -VV; pwd; echo "${locks[*]} $project"; cat "${locks[@]}" pyproject.toml scripts/setup.sh; } |
+        cksum
 }
 
 # -qq keeps errors and drops pip's notes about mirrors that lack a package.
@@ -97,11 +99,12 @@ install_project() {
     ln -sfn ../.. "$VENV/typing/ml_trainer_env"
 }
 
-lock=requirements-dev.lock
+locks=(requirements-dev.lock)
 project=project
 for argument in "$@"; do
     case $argument in
-        --runtime) lock=requirements.lock ;;
+        --runtime) locks[0]=requirements.lock ;;
+        --ray) locks[1]=requirements-ray.lock ;;
         --deps-only) project= ;;
         *) fail "unknown option $argument" ;;
     esac
@@ -113,8 +116,10 @@ if [ -x "$VENV/bin/python" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$wanted" ]; t
 
 rm -f "$STAMP"
 make_venv
-say "Installing $(grep -c '^[a-z]' "$lock") packages of $lock (about a minute the first time)"
-pip install --no-deps --require-hashes --requirement "$lock"
+for lock in "${locks[@]}"; do
+    say "Installing $(grep -c '^[a-z]' "$lock") packages of $lock (about a minute the first time)"
+    pip install --no-deps --require-hashes --requirement "$lock"
+done
 install_torch
 if [ -n "$project" ]; then install_project; fi
 echo "$wanted" >"$STAMP"

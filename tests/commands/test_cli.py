@@ -21,6 +21,7 @@ COMMANDS = [
     "demo",
     "cluster",
     "serve",
+    "resources",
     "mcp",
     "data fetch",
     "data status",
@@ -53,6 +54,7 @@ def test_every_command_explains_itself(command: str) -> None:
         (["cluster", "--fault", "crash,fire"], "no fault is named fire; known: crash, dead"),
         (["cluster", "--ranks", "1"], "--ranks"),
         (["cluster", "--network", "easy_mnist"], "cluster_lm"),
+        (["resources", "--cores", "0"], "--cores"),
         (["fly"], "No such command"),
     ],
 )

@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from ml_trainer_env.task_ids import CLASSIC_IDS, FAMILIES, SPLITS, listed
 
 LOCKS = ("requirements.lock", "requirements-dev.lock")
+RAY = "requirements-ray.lock"  # only what it adds to the first
 
 
 def locked(name: str) -> dict[str, Requirement]:
@@ -38,21 +39,26 @@ def pin(line: str) -> Requirement:
 # --- locks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LOCKS)
-def test_lock_pins_every_package_exactly_and_names_no_address(name: str) -> None:
+@pytest.mark.parametrize(("name", "least"), [*((name, 50) for name in LOCKS), (RAY, 2)])
+def test_lock_pins_every_package_exactly_and_names_no_address(name: str, least: int) -> None:
     assert "://" not in (ROOT / name).read_text()
     pins = locked(name).values()
-    assert len(pins) > 50
+    assert len(pins) >= least
     assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) and not pin.url for pin in pins)
 
 
+def versions(name: str) -> set[str]:
+    """The pins without the environment: for whom, depends on what else wants a package."""
+    return {key.partition(";")[0].strip() for key in locked(name)}
+
+
 def test_server_lock_is_part_of_the_development_lock() -> None:
-    """The same versions; for whom, depends on what else wants a package."""
-
-    def versions(name: str) -> set[str]:
-        return {key.partition(";")[0].strip() for key in locked(name)}
-
     assert versions("requirements.lock") < versions("requirements-dev.lock")
+
+
+def test_rays_lock_is_what_the_development_lock_has_and_the_server_lock_has_not() -> None:
+    assert versions(RAY) < versions("requirements-dev.lock")
+    assert not versions(RAY) & versions("requirements.lock")
 
 
 @pytest.mark.parametrize(
@@ -60,8 +66,9 @@ def test_server_lock_is_part_of_the_development_lock() -> None:
     [
         ("requirements.lock", pyproject()["project"]["dependencies"]),
         ("requirements-dev.lock", pyproject()["dependency-groups"]["dev"]),
+        (RAY, pyproject()["project"]["optional-dependencies"]["ray"]),
     ],
-    ids=LOCKS,
+    ids=[*LOCKS, RAY],
 )
 def test_lock_satisfies_what_pyproject_declares(name: str, declared: list[str]) -> None:
     pins = locked(name).values()

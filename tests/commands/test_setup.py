@@ -26,8 +26,8 @@ case "$*" in *importlib.metadata*) exit 1 ;; $REFUSE) exit 1 ;; esac
 def run_setup(folder: Path, *options: str, refuse: str) -> tuple[int, list[str]]:
     """scripts/setup.sh with a fake pip; gives the exit status and pip's `install torch` calls."""
     shutil.copytree(ROOT / "scripts", folder / "scripts", dirs_exist_ok=True)
-    for name in ("pyproject.toml", "requirements.lock", "requirements-dev.lock"):
-        shutil.copy(ROOT / name, folder)
+    for file in (ROOT / "pyproject.toml", *ROOT.glob("requirements*.lock")):
+        shutil.copy(file, folder)
     python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text(FAKE_PYTHON)
@@ -90,6 +90,15 @@ def test_development_tools_stay_out_of_the_image(tmp_path: Path) -> None:
     assert not [call for call in installs if "requirements-dev" in call or "--editable" in call]
 
 
+def test_a_server_has_ray_where_it_is_asked_for(tmp_path: Path) -> None:
+    _, installs = run_setup(tmp_path, "--runtime", "--deps-only", refuse="nothing")
+    assert not [call for call in installs if "requirements-ray.lock" in call]
+    _, installs = run_setup(tmp_path, "--runtime", "--ray", "--deps-only", refuse="nothing")
+    [server, ray] = [call for call in installs if "--requirement" in call]
+    assert server.endswith("--requirement requirements.lock")
+    assert ray.endswith("--require-hashes --requirement requirements-ray.lock")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -100,10 +109,12 @@ def free_port() -> int:
 @pytest.mark.very_slow
 @pytest.mark.network
 @pytest.mark.timeout(1200)
-def test_image_steps_end_in_a_healthy_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [{}, {"RAY": "1"}], ids=["", "ray"])
+def test_image_steps_end_in_a_healthy_server(tmp_path: Path, given: dict[str, str]) -> None:
     context = copy_checkout(tmp_path / "context")
-    image = build(context / "server/Dockerfile", context, tmp_path / "image")
+    image = build(context / "server/Dockerfile", context, tmp_path / "image", given)
     assert not (image.workdir / "tests").exists()
+    assert (image.workdir / ".venv/bin/ray").exists() == bool(given)
     assert (image.workdir / "data").is_dir()
     port = str(free_port())
     command = [word.replace("8000", port) for word in image.command]

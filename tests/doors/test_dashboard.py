@@ -27,10 +27,11 @@ from ml_trainer_env.server.settings import Settings
 
 OURS = "ml_trainer_"
 GUIDE = (ROOT / "docs/guide/operators.md").read_text()
+MANY_MACHINES = (ROOT / "docs/guide/many-machines.md").read_text()
 PANELS: list[dict[str, Any]] = json.loads((ROOT / "docs/guide/grafana.json").read_text())["panels"]
 QUERIES: list[str] = [
     *(target["expr"] for panel in PANELS for target in panel["targets"]),
-    *re.findall(r"`([^`\n]*(?:rate|increase)\([^`\n]*)`", GUIDE),
+    *re.findall(r"`([^`\n]*(?:rate|increase|max)\([^`\n]*)`", GUIDE + MANY_MACHINES),
 ]
 SAMPLES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}  # gauges: the name
 

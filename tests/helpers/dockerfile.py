@@ -1,8 +1,8 @@
 """Runs a Dockerfile's steps without Docker: enough of the language for `server/Dockerfile`.
 
 The image's file system is one folder: WORKDIR /app is `<folder>/app`, COPY copies (honouring
-.dockerignore), RUN runs in the working directory with the ENV so far. An instruction that is not
-emulated is an error, so that a step can't be skipped unseen.
+.dockerignore), RUN runs in the working directory with the ENV and the ARG so far. An instruction
+that is not emulated is an error, so that a step can't be skipped unseen.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -52,9 +53,15 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
     return [(name, rest.strip()) for name, _, rest in pairs]
 
 
-def build(dockerfile: Path, context: Path, folder: Path) -> Image:
-    """Carry out every step below `folder`. Raises CalledProcessError when a RUN fails."""
+def build(
+    dockerfile: Path, context: Path, folder: Path, given: Mapping[str, str] | None = None
+) -> Image:
+    """Carry out every step below `folder`; `given`: what --build-arg gives.
+
+    Raises CalledProcessError when a RUN fails.
+    """
     image = Image(folder=folder, context=context)
+    arguments: dict[str, str] = {}  # of the build, which no container has
     for name, rest in instructions(dockerfile):
         if name == "WORKDIR":
             image.workdir = folder / rest.lstrip("/")
@@ -64,12 +71,15 @@ def build(dockerfile: Path, context: Path, folder: Path) -> Image:
                 key, _, value = assignment.partition("=")
                 known = value.replace("$PATH", image.env["PATH"])
                 image.env[key] = image.localize(known)
+        elif name == "ARG":
+            arguments[rest] = (given or {}).get(rest, "")
         elif name == "COPY":
             _copy(image, *shlex.split(rest))
         elif name == "RUN":
             command = ["/bin/sh", "-c", image.localize(rest)]
+            environment = arguments | image.env
             subprocess.run(
-                command, cwd=image.workdir, env=image.env, check=True, stdin=subprocess.DEVNULL
+                command, cwd=image.workdir, env=environment, check=True, stdin=subprocess.DEVNULL
             )
         elif name in _RECORDED:
             image.settings[name] = rest
