@@ -86,7 +86,7 @@ def test_the_balancer_understands_its_file() -> None:
 @with_haproxy
 def test_a_balancers_file_with_a_misspelt_word_is_refused(tmp_path: Path) -> None:
     assert not balancer_is_valid(misspelt(BALANCER, tmp_path, "leastconn", "leastcon"))
-    assert not balancer_is_valid(misspelt(BALANCER, tmp_path, "track connections", "track nobody"))
+    assert not balancer_is_valid(misspelt(BALANCER, tmp_path, "redispatch", "redispach"))
 
 
 def test_kubernetes_and_kuberay_understand_their_file() -> None:
@@ -272,7 +272,10 @@ def test_the_version_of_ray_is_the_one_that_is_installed() -> None:
 
 
 def test_the_balancer_knows_the_servers_and_no_other() -> None:
-    known = set(re.findall(r"^ +server \d (\S+):8000", BALANCER.read_text(), re.MULTILINE))
+    asked = set(re.findall(r'^ +server \w+ "\$\{(\w+)\}"', BALANCER.read_text(), re.MULTILINE))
+    told = services()["balancer"]["environment"]
+    assert told.keys() == asked
+    known = {address.removesuffix(":8000") for address in told.values()}
     servers = {name for name, each in services().items() if "with_node.sh" in str(each)}
     assert known == servers
     assert len(servers) == 2
