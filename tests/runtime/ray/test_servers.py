@@ -17,11 +17,11 @@ from real import Outcome, play
 
 pytest.importorskip("ray", reason="the extra `ray`")
 
-import rays
 from balanced import BALANCER, PATIENCE, Balanced, Server, balanced
 
 from ml_trainer_env import MLTrainerEnv
 from ml_trainer_env.agents.moves import SUBMIT, Move, configure, rate, run
+from ml_trainer_env.benchmarks.sessions import ray_nodes as rays
 from ml_trainer_env.client import SessionLost, SyncClient, ToolCallError
 from ml_trainer_env.models import TrainingStatus
 from ml_trainer_env.server.runtime.orders import outcome_of
