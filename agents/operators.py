@@ -10,6 +10,7 @@ from ml_trainer_env.agents.attempt import Attempt
 from ml_trainer_env.agents.watching import (
     Watch,
     attempted,
+    goes_on,
     seen_of,
     slowest,
     submit,
@@ -33,7 +34,7 @@ def oracle(attempt: Attempt) -> None:
     assert of is not None
     trial = attempt.begin()
     for act in forks()[of.split, of.index].best:
-        while seen_of(trial.status).seconds < act.since and trial.status.remaining_budget:
+        while seen_of(trial.status).seconds < act.since and goes_on(trial):
             trial.run(1)
         trial.call(act.tool, **act.arguments)
     train_on(trial)
@@ -46,7 +47,7 @@ def panic(attempt: Attempt) -> None:
     trial = attempt.begin()
     watch = Watch()
     acted = False
-    while trial.status.remaining_budget:
+    while goes_on(trial):
         seen = seen_of(trial.run(1))
         if acted or not (watch.jumped(seen) or seen.incidents or slowest(seen) is not None):
             continue

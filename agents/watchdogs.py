@@ -17,6 +17,7 @@ from ml_trainer_env.agents.watching import (
     Watch,
     absent,
     attempted,
+    goes_on,
     has_risen,
     is_worse,
     seen_of,
@@ -41,7 +42,7 @@ def watchdog(attempt: Attempt) -> None:
     trial = attempt.begin()
     trial.call("configure_training", checkpoint_every=round(math.sqrt(2 * WRITING * FAILURES)))
     watch = Watch(LASTING)
-    while trial.status.remaining_budget:
+    while goes_on(trial):
         seen = seen_of(trial.run(1))
         slow = slowest(seen)
         if gone := absent(seen):
@@ -58,7 +59,7 @@ def careful(attempt: Attempt) -> None:
     """Finds out before it acts, and waits to see what comes of it."""
     trial = attempt.begin()
     doctor = _Careful(trial)
-    while trial.status.remaining_budget:
+    while goes_on(trial):
         trial.run(1)
         doctor.looks()
     submit(trial)

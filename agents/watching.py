@@ -111,9 +111,14 @@ def _last(seen: ClusterStatus) -> Window:
 
 def train_on(trial: Trial) -> None:
     """To the deadline, and submit."""
-    while trial.status.remaining_budget and not trial.status.done:
+    while goes_on(trial):
         trial.run(min(MAX_EPOCHS_PER_CALL, trial.status.remaining_budget))
     submit(trial)
+
+
+def goes_on(trial: Trial) -> bool:
+    """Whether there is time left, and a call to spend it with: the last call ends the episode."""
+    return bool(trial.status.remaining_budget) and not trial.status.done
 
 
 def submit(trial: Trial) -> None:

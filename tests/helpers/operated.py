@@ -26,6 +26,7 @@ def task(
     ranks: int = 4,
     deadline: float = 80.0,
     forks: Counterfactuals | None = None,
+    calls: int | None = None,
 ) -> Task:
     """Of a small cluster; without `forks` one on which nothing had to be done."""
     of = World("operated", network, ranks, deadline, faults)
@@ -36,6 +37,7 @@ def task(
         **{
             **{name: getattr(made, name) for name in Task.__slots__},
             "cluster": ClusterTerms(of, SETTINGS, STEP_SECONDS, forks),
+            "tool_calls": calls or made.tool_calls,
         }
     )
 
