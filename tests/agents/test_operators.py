@@ -1,4 +1,4 @@
-"""The operators of clusters: to the deadline or to the last call, and what they take for unusual."""
+"""Operators of clusters: to the deadline or the last call, and what they take for unusual."""
 
 from __future__ import annotations
 
