@@ -63,7 +63,7 @@ def test_reset_gives_the_engine_the_seed(env: MLTrainerEnvironment) -> None:
         ({"self": 1}, '"self": unknown'),
         ({"split": "test", "index": 0}, 'split: must be one of "train", "validation", "eval"'),
         ({"split": "train"}, "index: is required with split"),
-        ({"split": "train", "index": 423}, "index: must be 0 to 422 in train"),
+        ({"split": "train", "index": 443}, "index: must be 0 to 442 in train"),
         ({"split": "eval", "index": 176}, "index: must be 0 to 175 in eval"),
         ({"split": "eval", "index": -1}, "index: must be a whole number with 0 <= index"),
         ({"task_id": "varied_mlp", "split": "eval"}, "index: is required with split"),
