@@ -138,7 +138,7 @@ def test_a_closed_session_refuses(env: MLTrainerEnvironment) -> None:
 
 def test_the_task_api_lists_the_tasks(env: MLTrainerEnvironment) -> None:
     assert env.list_splits() == list(SPLITS)
-    counts = [3 + 2 * 200 + 20, 2 * 24 + 40, 2 * 48 + 80]
+    counts = [3 + 2 * 200 + 40, 2 * 24 + 40, 2 * 48 + 80]
     assert [env.num_tasks(split) for split in SPLITS] == counts
     for split in SPLITS:
         cards = env.list_tasks(split)
