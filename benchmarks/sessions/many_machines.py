@@ -160,8 +160,8 @@ def measure(task_ids: Sequence[TaskId], quick: bool) -> dict[str, Any]:
             results["throughput"][task_id] = throughput(of, task_id, repetitions)
         for task_id in task_ids:
             results["order_ms"][task_id] = {
-                "pool": overhead(of.pool, States(BUDGET), task_id, 5 if quick else 30),
-                "ray": overhead(of.farm, of.farm.states, task_id, 5 if quick else 30),
+                "pool": overhead(of.pool, States(BUDGET), task_id, 5 if quick else 12),
+                "ray": overhead(of.farm, of.farm.states, task_id, 5 if quick else 12),
             }
     return results
 
