@@ -138,7 +138,7 @@ def _carried_out(
     start, trained = time.perf_counter(), 0.0
     with executor.perform(_order(begun, key, epochs), descriptor) as answers:
         while True:
-            answer, file = next(answers)
+            answer, file, _ = next(answers)
             trained += answer.seconds
             if answer.last:
                 break

@@ -21,21 +21,26 @@ from ml_trainer_env.server.trainings import State
 
 
 class Computer:
-    """Carries out one order at a time, and holds on to the state that it made last."""
+    """Carries out one order at a time, and holds on to the state that it made last.
 
-    def __init__(self) -> None:
+    States come and go as files; not `in_files`, as bytes, for whoever keeps them elsewhere.
+    """
+
+    def __init__(self, *, in_files: bool = True) -> None:
         self.held: State | None = None
+        self._in_files = in_files
         self._team = cache(Team)
 
     def perform(
-        self, order: Order, file: int | None, stopped: Callable[[], bool]
+        self, order: Order, given: int | bytes | None, stopped: Callable[[], bool]
     ) -> Generator[Told]:
         """The answers, as they are made; `stopped()` lets the epoch in progress be the last one.
 
-        `file` has the state to begin with. Raises nothing: what fails is the last answer.
+        `given` is the state to begin with: a file's descriptor, or bytes. Raises nothing: what
+        fails is the last answer.
         """
         try:
-            yield from self._perform(order, file, stopped)
+            yield from self._perform(order, given, stopped)
         except UnreadableState:
             yield Told(Answer(last=True, unreadable=True))
         except Exception:
@@ -43,9 +48,9 @@ class Computer:
             yield Told(Answer(last=True, error=traceback.format_exc()))
 
     def _perform(
-        self, order: Order, file: int | None, stopped: Callable[[], bool]
+        self, order: Order, given: int | bytes | None, stopped: Callable[[], bool]
     ) -> Generator[Told]:
-        state = self._state(order, file)
+        state = self._state(order, given)
         team = self._team(order.threads) if order.threads > 1 else SERIAL
         outcome, seconds, began = None, 0.0, time.monotonic()
         for number, plan in enumerate(order.plans, 1):
@@ -61,7 +66,7 @@ class Computer:
                 break
         self.held = state
         accuracy = trainings.hidden_test(state, team) if order.grade else None
-        size, descriptor = _written(state, order) if order.plans else (None, None)
+        size, descriptor, content = self._kept(state, order)
         answer = Answer(
             outcome=outcome,
             seconds=seconds,
@@ -70,16 +75,27 @@ class Computer:
             size=size,
             test_accuracy=accuracy,
         )
-        yield Told(answer, descriptor)
+        yield Told(answer, descriptor, content)
 
-    def _state(self, order: Order, file: int | None) -> State:
+    def _kept(self, state: State, order: Order) -> tuple[int | None, int | None, bytes | None]:
+        """Its size, and its file or its bytes."""
+        if not order.plans:
+            return None, None, None
+        if self._in_files:
+            return *_written(state, order), None
+        content = state_files.pack(state)
+        return len(content), None, content
+
+    def _state(self, order: Order, given: int | bytes | None) -> State:
         """Where the order begins. Raises `UnreadableState`."""
         if order.state is None:
             return trainings.start(order.workload, order.seed, order.precision)
         if self.held is not None and self.held.key == order.state:
             return self.held
-        assert file is not None, "a state that is not held comes with its file"
-        return state_files.read(file, order.state)
+        assert given is not None, "a state that is not held is given"
+        if isinstance(given, bytes):
+            return state_files.unpack_of(given, order.state)
+        return state_files.read(given, order.state)
 
 
 def _ends(record: EpochRecord, number: int, order: Order) -> bool:

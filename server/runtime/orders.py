@@ -65,13 +65,15 @@ class Answer(BaseModel):
 
 
 class Told(NamedTuple):
-    """An answer, and with the last one the file that the state was written to, if it has no name.
+    """An answer, and with the last one the file that the state was written to, if it has no name,
+    or its bytes.
 
-    Whoever is told closes it.
+    Whoever is told closes the file.
     """
 
     answer: Answer
     file: int | None = None  # descriptor
+    content: bytes | None = None
 
 
 def record(epoch: int, plan: Plan, outcome: Outcome) -> EpochRecord:

@@ -211,7 +211,7 @@ class SliceRunner:
 
     def _next(self, answers: Answers, order: Order) -> Answer:
         """The next answer; the state that comes with the last one is kept."""
-        answer, file = next(answers)
+        answer, file, _ = next(answers)
         if answer.error is not None:
             raise WorkerFailed(answer.error)
         if answer.unreadable and order.state is not None:

@@ -94,6 +94,14 @@ def unpack(data: bytes) -> State:
         raise UnreadableState(f"not a training state: {error}") from error
 
 
+def unpack_of(data: bytes, key: str) -> State:
+    """The same, of the state with this key. Raises `UnreadableState` for another one."""
+    state = unpack(data)
+    if state.key != key:
+        raise UnreadableState("it holds another state")
+    return state
+
+
 def _state(header: _Header | _ClusterHeader, tensors: dict[str, Tensor]) -> State:
     # The clones lie where PyTorch puts its tensors, as in the state that was packed: with another
     # alignment a matrix product may give other bits.
@@ -148,7 +156,4 @@ def read(descriptor: int, key: str) -> State:
         raise UnreadableState(f"not a training state: {error}") from error
     if checksum != _CHECKSUM.pack(zlib.crc32(body)):
         raise UnreadableState("its checksum is wrong")
-    state = unpack(body)
-    if state.key != key:
-        raise UnreadableState("it holds another state")
-    return state
+    return unpack_of(body, key)

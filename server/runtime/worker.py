@@ -89,7 +89,7 @@ def _carry_out(message: Message, computer: Computer, inbox: Inbox, channel: Chan
         order = Order.model_validate(content["order"])
         state = files[0] if files else None
         told, waiting = time.monotonic(), list[str]()
-        for answer, written in computer.perform(order, state, inbox.stopped):
+        for answer, written, _ in computer.perform(order, state, inbox.stopped):
             waiting.append(answer.model_dump_json(exclude_defaults=True))
             if answer.last or time.monotonic() - told >= SPACING:
                 _send(channel, f"[{','.join(waiting)}]".encode(), written)

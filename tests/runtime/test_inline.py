@@ -158,7 +158,7 @@ def test_a_state_that_is_held_is_not_read(start: TrainingState) -> None:
     first = advanced(start, [PLAN])
     carried_out(computer, order(start, [PLAN]))
     carried_out(computer, order(start, [plan(0.01)], state=first.key))  # without a file
-    with pytest.raises(AssertionError, match="comes with its file"):
+    with pytest.raises(AssertionError, match="is given"):
         computer._state(order(start, [], state=first.key), None)
     size, file = state_files.write(first, None)
     assert size
@@ -167,6 +167,25 @@ def test_a_state_that_is_held_is_not_read(start: TrainingState) -> None:
     os.close(file)
     assert computer.held is not None
     assert value(computer.held) == value(advanced(start, [PLAN, plan(0.02)]))
+
+
+def test_a_state_comes_and_goes_as_bytes_where_it_is_kept_elsewhere(start: TrainingState) -> None:
+    computer, again = Computer(in_files=False), Computer(in_files=False)
+    told = list(computer.perform(order(start, [PLAN]), None, lambda: False))
+    assert [each.file for each in told] == [None]
+    answer, content = told[-1].answer, told[-1].content
+    assert content is not None
+    assert (answer.key, answer.size) == (advanced(start, [PLAN]).key, len(content))
+    on = order(start, [plan(0.01)], state=answer.key)
+    assert list(again.perform(on, content, lambda: False))[-1].answer.outcome
+    assert again.held is not None
+    assert value(again.held) == value(advanced(start, [PLAN, plan(0.01)]))
+    for wrong in (content[:-1], content[:100], b""):
+        (said,) = Computer(in_files=False).perform(on, wrong, lambda: False)
+        assert said.answer.unreadable
+    other = order(start, [PLAN], state="another key")
+    (said,) = Computer(in_files=False).perform(other, content, lambda: False)
+    assert said.answer.unreadable
 
 
 def test_a_file_that_is_no_state_is_said_to_be_none(start: TrainingState, tmp_path: Path) -> None:

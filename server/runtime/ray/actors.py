@@ -7,13 +7,11 @@ import os
 import time
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from ml_trainer_env.server.runtime.nameless import nameless_file
 from ml_trainer_env.server.runtime.worker import SPACING
 
 if TYPE_CHECKING:  # torch comes with it, which whoever only names this class does without
@@ -50,7 +48,7 @@ class Trainer:
 
         trainer.configure_process()
         self._precision: Precision = precision
-        self._computer = Computer()
+        self._computer = Computer(in_files=False)
         self._stopped = 0  # the latest order that is to end
         self._shared: dict[str, SharedData] = {}  # kept open for others to map
         self._has: set[str] = set()  # data sets that are mapped here
@@ -96,46 +94,27 @@ class Trainer:
         return True
 
     def perform(self, number: int, text: bytes, state: bytes | None) -> Generator[Answers | bytes]:
-        """Carry out the order in `text`, on the file of a state; its own state's comes the last
-        but one.
+        """Carry out the order in `text`, on a state; the one that it reaches comes last.
+
+        Bytes and not files, though the pool has those: writing one into memory and reading it back
+        took longer than Ray takes to store it.
         """
         from ml_trainer_env.server.runtime.orders import Order
 
         order = Order.model_validate_json(text)
         told, waiting = time.monotonic(), list[str]()
-        with ExitStack() as opened:
-            file = opened.enter_context(_file_of(state)).fileno() if state is not None else None
-            stopped = lambda: self._stopped >= number  # noqa: E731
-            for answer, written in self._computer.perform(order, file, stopped):
-                waiting.append(answer.model_dump_json(exclude_defaults=True))
-                if not answer.last and time.monotonic() - told < SPACING:
-                    continue
-                text = f"[{','.join(waiting)}]".encode()
-                yield Answers(text, answer.last, answer.key, written is not None)
-                if written is not None:
-                    yield _content(written)
-                told, waiting = time.monotonic(), []
+        stopped = lambda: self._stopped >= number  # noqa: E731
+        for answer, _, content in self._computer.perform(order, state, stopped):
+            waiting.append(answer.model_dump_json(exclude_defaults=True))
+            if not answer.last and time.monotonic() - told < SPACING:
+                continue
+            text = f"[{','.join(waiting)}]".encode()
+            yield Answers(text, answer.last, answer.key, content is not None)
+            if content is not None:
+                yield content
+            told, waiting = time.monotonic(), []
 
     @ray.method(concurrency_group=BESIDE)
     def stop(self, number: int) -> None:
         """Let the epoch in progress be the last one of this order."""
         self._stopped = max(self._stopped, number)
-
-    @ray.method(concurrency_group=BESIDE)
-    def process(self) -> int:
-        """The id of this process."""
-        return os.getpid()
-
-
-def _file_of(state: bytes) -> IO[bytes]:
-    file = nameless_file()
-    file.write(state)
-    file.flush()
-    return file
-
-
-def _content(descriptor: int) -> bytes:
-    """All of the file, which is closed."""
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(0)
-        return file.read()
