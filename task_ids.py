@@ -55,10 +55,13 @@ def _places(families: str, index: dict[str, str]) -> str:
 PATTERN = f"^({_places('|'.join(VARIED), _OF_VARIED)}|{_places(CLUSTER, _OF_CLUSTER)})$"
 EXAMPLE = "varied_mlp/eval/7"
 
-_RANGES = (
-    "train 0 to 199 and 1000 on, validation 0 to 23, eval 0 to 47; of cluster train 0 to 39, "
-    "validation 0 to 39, eval 0 to 79"
-)
+
+def _counted(family: Family) -> list[str]:
+    return [f"{split} 0 to {count - 1}" for split, count in INSTANCES[family].items()]
+
+
+_first, *_others = _counted(VARIED[0])
+_RANGES = f"{_first} and {ENDLESS_FROM} on, {', '.join(_others)}; of cluster {', '.join(_counted(CLUSTER))}"
 
 InstanceName = Annotated[str, Field(pattern=PATTERN, examples=[EXAMPLE], description=_RANGES)]
 TaskId = ClassicId | InstanceName

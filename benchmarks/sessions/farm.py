@@ -22,9 +22,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from ml_trainer_env.benchmarks.sessions.crowd import CONFIGURE, Side
@@ -50,14 +51,22 @@ START_SECONDS = 900.0  # hundreds of actors are hundreds of processes
 WARM_UP = 0.5  # share of the measured time, before it
 
 
-@dataclass(slots=True)
-class Played:
-    """When calls were answered, and how many epochs each had."""
+class Mark(NamedTuple):
+    """What a server has done up to a moment."""
 
-    answers: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    seconds: float  # of its processor
+    epochs: int
 
-    def between(self, begin: float, end: float) -> int:
-        return sum(epochs for when, epochs in self.answers if begin <= when < end)
+
+def mark(url: str) -> Mark:
+    """By its own count: a call of many epochs may last longer than what is measured."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    (family,) = (
+        each for each in text_string_to_metric_families(text) if each.name == "ml_trainer_epochs"
+    )
+    return Mark(
+        processor_seconds(server_of(url)), round(sum(each.value for each in family.samples))
+    )
 
 
 def seconds_of_an_epoch(task_id: TaskId) -> float:
@@ -88,7 +97,6 @@ def machine(workers: int, epoch_seconds: float, ray: bool) -> Iterator[str]:
 
 async def played(url: str, task_id: TaskId, seconds: float) -> tuple[float, float]:
     """Epochs a second over `seconds`, and the server's processor time for each."""
-    found, server = Played(), server_of(url)
     async with AsyncExitStack() as opened:
         gate = asyncio.Semaphore(AT_ONCE)
         everybody_is_there = asyncio.Event()
@@ -107,7 +115,6 @@ async def played(url: str, task_id: TaskId, seconds: float) -> tuple[float, floa
             while time.monotonic() < until[1]:
                 status = await env.call_tool("run_epochs", num_epochs=epochs)
                 epochs = EPOCHS[task_id]
-                found.answers.append((time.monotonic(), status.epochs_run))
                 if not status.remaining_budget:
                     await begin(env, seed := seed + SESSIONS)
 
@@ -116,22 +123,22 @@ async def played(url: str, task_id: TaskId, seconds: float) -> tuple[float, floa
             tool, arguments = CONFIGURE
             await env.call_tool(tool, **arguments)
 
-        async def processor() -> list[float]:
+        async def measured() -> list[Mark]:
             await everybody_is_there.wait()
-            marks: list[float] = []
+            marks: list[Mark] = []
             for when in until:
                 await asyncio.sleep(max(0.0, when - time.monotonic()))
-                marks.append(processor_seconds(server))
+                marks.append(await asyncio.to_thread(mark, url))
             return marks
 
         until: list[float] = []
         async with asyncio.TaskGroup() as crowd:  # one that fails ends them all
             for seed in range(SESSIONS):
                 crowd.create_task(client(seed, until))
-            marks = crowd.create_task(processor())
+            marks = crowd.create_task(measured())
         first, last = marks.result()
-    epochs = found.between(*until)
-    return epochs / seconds, 1000 * (last - first) / epochs
+    epochs = last.epochs - first.epochs
+    return epochs / seconds, 1000 * (last.seconds - first.seconds) / epochs
 
 
 def measure(

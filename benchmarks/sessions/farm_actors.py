@@ -16,8 +16,7 @@ from ml_trainer_env.server import runs
 from ml_trainer_env.server.runs import Engine
 from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.ray import bridge
-from ml_trainer_env.server.runtime.ray.actors import BESIDE, Answers
-from ml_trainer_env.server.runtime.worker import SPACING
+from ml_trainer_env.server.runtime.ray.actors import BESIDE, SPACING, Answers
 
 
 class Waiter:
@@ -66,4 +65,5 @@ if __name__ == "__main__":
     # By its name, so that every actor imports it instead of being sent it.
     from ml_trainer_env.benchmarks.sessions import farm_actors
 
+    bridge.BEGINNING = 900.0  # two cores start what hundreds are to be
     bridge.main(sys.argv[1], sys.argv[2], farm_actors.Waiter)

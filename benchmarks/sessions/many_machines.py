@@ -20,7 +20,7 @@ from rich.table import Table
 
 from ml_trainer_env.benchmarks.sessions.crowd import CONFIGURE, Crowd
 from ml_trainer_env.benchmarks.sessions.crowd import run as epochs_move
-from ml_trainer_env.benchmarks.sessions.ray_nodes import farm, nodes
+from ml_trainer_env.benchmarks.sessions.ray_nodes import farm, nodes, store_for
 from ml_trainer_env.benchmarks.sessions.sessions import (
     CORES,
     fresh,
@@ -70,7 +70,11 @@ class Both(NamedTuple):
 @contextmanager
 def both() -> Iterator[Both]:
     """Warm, on as many cores each."""
-    with workers() as pool, nodes(*[1] * CORES) as cluster, farm(cluster.address) as ours:
+    with (
+        workers() as pool,
+        nodes(*[1] * CORES, store=store_for(BUDGET, CORES)) as cluster,
+        farm(cluster.address, budget=BUDGET) as ours,
+    ):
         ours.engine()
         deadline = time.monotonic() + PATIENCE
         while ours.cores.total < CORES and time.monotonic() < deadline:

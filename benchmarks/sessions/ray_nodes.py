@@ -16,7 +16,7 @@ from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.ray.farm import Farm
 from ml_trainer_env.server.runtime.ray.nodes import Wanted, label
 
-STORE = 100 * 2**20  # bytes of objects on a node
+STORE = 100 * 2**20  # bytes of objects on a node: enough where few states are made
 PATIENCE = 90.0  # seconds: Ray takes its time to see that a node is gone
 NICENESS = "RAY_worker_niceness"
 TITLE = b"ray::Trainer"
@@ -30,8 +30,11 @@ def ours() -> str:
 class Nodes:
     """A head that does not train, and nodes that do, with the engine of this machine or another."""
 
-    def __init__(self, port: int | None = None, engine: str | None = None) -> None:
+    def __init__(
+        self, port: int | None = None, engine: str | None = None, store: int = STORE
+    ) -> None:
         self._engine = engine or ours()
+        self._store = store
         self.training: list[Any] = []  # nodes, the eldest first
         os.environ.update({NICENESS: "0"})  # the machine has others to serve
         head: dict[str, Any] = {"num_cpus": 0, "object_store_memory": STORE}
@@ -52,7 +55,7 @@ class Nodes:
         node = self.cluster.add_node(
             num_cpus=cores,
             resources={named or self._engine: cores},
-            object_store_memory=STORE,
+            object_store_memory=self._store,
             env_vars=dict(environment or {}),
         )
         self.training.append(node)
@@ -79,6 +82,13 @@ def actors_of(node: Any) -> list[int]:
     return [process for process in _children(raylet) if _title(process).startswith(TITLE)]
 
 
+def store_for(budget: int, nodes: int) -> int:
+    """Bytes of each node's store, where a server may keep `budget`: half as much again as its equal
+    share (docs/guide/many-machines.md). Beyond it Ray writes to disk.
+    """
+    return 3 * budget // (2 * nodes)
+
+
 @contextmanager
 def farm(address: str | None, cores: int | None = None, budget: int = 10**9) -> Generator[Farm]:
     """What trains on that cluster."""
@@ -87,9 +97,11 @@ def farm(address: str | None, cores: int | None = None, budget: int = 10**9) -> 
 
 
 @contextmanager
-def nodes(*cores: int, port: int | None = None, engine: str | None = None) -> Generator[Nodes]:
-    """A cluster with a node of so many cores each."""
-    with closing(Nodes(port, engine)) as made:
+def nodes(
+    *cores: int, port: int | None = None, engine: str | None = None, store: int = STORE
+) -> Generator[Nodes]:
+    """A cluster with a node of so many cores each, which has a store of so many bytes."""
+    with closing(Nodes(port, engine, store)) as made:
         for each in cores:
             made.add(each)
         yield made

@@ -3,8 +3,8 @@
 For ten minutes 64 clients play short episodes of all three tasks over the WebSocket. Every 20 s a
 worker process is killed; at random, one client in five vanishes in the middle of an episode and
 another comes. Nobody else may be told of a failure. In the end every finished episode must have the
-score that it has alone, to the bit; no place may be taken; memory must be flat. Exit status 1 if
-not. The last line is JSON.
+score that it has alone, to the bit; no place may be taken; memory must be flat; and somebody must
+have been killed. Exit status 1 if not. The last line is JSON.
 
     make soak ARGS='--minutes 1 --sessions 16'
     make soak ARGS='--ray --kill-every 60'    # on two Ray nodes, of which one is killed at a time
@@ -21,8 +21,10 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +59,7 @@ FLAT = 1.05  # memory of the last third over that of the middle one
 EPOCHS: dict[TaskId, int] = {"easy_mnist": 6, "medium_fashion": 2, "hard_cifar": 1}
 SCRIPTS = 24
 BUDGET = 100 * 2**20  # bytes of states, of the episodes alone
+STATES = 2**30  # of the server's, with Ray
 
 
 class Script(NamedTuple):
@@ -152,43 +155,54 @@ class Soak:
             else:
                 return env
 
-    async def killer_of_nodes(self, nodes: Nodes, every: float) -> None:
-        """Kill a node, the older one, and have another join, again and again."""
-        while True:
-            await asyncio.sleep(every)
-            await asyncio.to_thread(nodes.kill, nodes.training[0])
-            self.killed += 1
-            await asyncio.to_thread(nodes.add)
-
-    async def killer(self, every: float) -> None:
-        """Kill a worker, busy or idle, again and again.
-
-        Not the successor of the one before, if there is another: three in a row at one epoch make
-        the server give that epoch up, and on a slow machine a worker is hardly ready in `every`.
-        """
-        before: list[int] = []
-        while True:
-            await asyncio.sleep(every)
-            workers = children(server_of(self.url))
-            known = [worker for worker in workers if worker in before]
-            if workers:
-                os.kill(self.chance.choice(known or workers), signal.SIGKILL)
-                self.killed += 1
-            before = workers
-
-    async def run(
+    def run(
         self,
         plan: Sequence[Script],
         sessions: int,
         seconds: float,
-        kill_every: float,
-        nodes: Nodes | None,
+        kill: Callable[[], bool],
+        every: float,
     ) -> None:
+        """The clients in a thread: Ray starts nodes in the main one alone, and who fails to kill is
+        to be heard.
+        """
         until = time.monotonic() + seconds
-        killing = self.killer_of_nodes(nodes, kill_every) if nodes else self.killer(kill_every)
-        killer = asyncio.create_task(killing)
-        await asyncio.gather(*(self.client(plan, until) for _ in range(sessions)))
-        killer.cancel()
+
+        async def clients() -> None:
+            await asyncio.gather(*(self.client(plan, until) for _ in range(sessions)))
+
+        with ThreadPoolExecutor(1) as thread:
+            playing = thread.submit(asyncio.run, clients())
+            while wait([playing], timeout=every).not_done:
+                self.killed += kill()
+            playing.result()
+
+
+class KillWorkers:
+    """Kill a worker of the server, busy or idle; whether there was one.
+
+    Not the successor of the one before, if there is another: three in a row at one epoch make the
+    server give that epoch up, and on a slow machine a worker is hardly ready until the next.
+    """
+
+    def __init__(self, server: int, chance: random.Random) -> None:
+        self._server, self._chance = server, chance
+        self._before: list[int] = []
+
+    def __call__(self) -> bool:
+        workers = children(self._server)
+        known = [worker for worker in workers if worker in self._before]
+        self._before = workers
+        if workers:
+            os.kill(self._chance.choice(known or workers), signal.SIGKILL)
+        return bool(workers)
+
+
+def kill_eldest(nodes: Nodes) -> bool:
+    """Kill a node, and have another one join."""
+    nodes.kill(nodes.training[0])
+    nodes.add()
+    return True
 
 
 def places_taken(url: str, sessions: int) -> int:
@@ -211,7 +225,7 @@ def judge(soak: Soak, seen: Watcher, taken: int, expected: dict[Script, float]) 
     last = statistics.median(seen.memory[2 * third :])
     arrival = [1000 * took for since, took in seen.health if since < ARRIVAL]
     health = [1000 * took for since, took in seen.health if since >= ARRIVAL]
-    right = bool(soak.scores) and not soak.failures and not wrong
+    right = bool(soak.scores and soak.killed) and not soak.failures and not wrong
     return {
         "episodes": len(soak.scores),
         "failures": soak.failures,
@@ -237,10 +251,14 @@ def judge(soak: Soak, seen: Watcher, taken: int, expected: dict[Script, float]) 
 @contextmanager
 def on_ray() -> Iterator[Nodes]:
     """Two nodes of one core, on which servers that are started within the block train."""
-    from ml_trainer_env.benchmarks.sessions.ray_nodes import nodes
+    from ml_trainer_env.benchmarks.sessions.ray_nodes import nodes, store_for
 
-    with nodes(1, 1) as cluster:
-        variables = {"ML_TRAINER_RUNNER": "ray", "ML_TRAINER_RAY_ADDRESS": cluster.address}
+    with nodes(1, 1, store=store_for(STATES, 2)) as cluster:
+        variables = {
+            "ML_TRAINER_RUNNER": "ray",
+            "ML_TRAINER_RAY_ADDRESS": cluster.address,
+            "ML_TRAINER_SNAPSHOT_MB": str(STATES // 2**20),
+        }
         with variables_set(variables):
             yield cluster
 
@@ -273,10 +291,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         local_server(LOG) as url,
         console.status(f"{options.sessions} clients, see {LOG}"),
     ):
-        soak = Soak(url, random.Random(0))
+        chance = random.Random(0)
+        soak = Soak(url, chance)
+        kill = partial(kill_eldest, nodes) if nodes else KillWorkers(server_of(url), chance)
         with watching(url) as seen:
-            seconds = 60 * options.minutes
-            asyncio.run(soak.run(plan, options.sessions, seconds, options.kill_every, nodes))
+            soak.run(plan, options.sessions, 60 * options.minutes, kill, options.kill_every)
         # A client that has just vanished has a place until the server has noticed.
         taken = places_taken(url, places)
     found = judge(soak, seen, taken, expected)

@@ -20,7 +20,7 @@ from ml_trainer_env.server.machine import quota
 from ml_trainer_env.server.runtime.asking import Asker, CalledOff, QueueFull, patience
 
 MAX_WAITING = 256
-SLICE = 0.25  # seconds that a turn lasts at most, but for the epoch in progress
+SLICE = 0.25  # seconds that a turn lasts at most, but for the epoch in progress; by default
 ROUND = 2.0  # seconds in which a crowd is to have had a turn each; its turns are as much shorter
 SMOOTHING = 0.2  # weight of the latest turn in the mean that retry hints are made from
 
@@ -45,7 +45,7 @@ class Turn:
     @property
     def seconds(self) -> float:
         """How long the turn lasts, as things are."""
-        return min(SLICE, ROUND / (1 + self._cores.waiting / max(1, self._cores.total)))
+        return min(self._cores.slice, ROUND / (1 + self._cores.waiting / max(1, self._cores.total)))
 
     @property
     def spent(self) -> float:
@@ -74,6 +74,7 @@ class Cores:
         if total is not None and total < 1:
             raise ValueError(f"cores must be at least 1; got {total}")
         self.total = total or available()
+        self.slice = SLICE
         self.threads = min(threads, self.total)
         self._allowed = threads
         self._free = self.total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -20,6 +21,8 @@ from real import inline
 from states import small
 
 from ml_trainer_env.agents.moves import SUBMIT, configure, rate, run
+from ml_trainer_env.benchmarks.sessions.soak import Script, Soak, judge, scripts
+from ml_trainer_env.benchmarks.sessions.watcher import Watcher
 from ml_trainer_env.models import (
     TrainingStatus,
 )
@@ -132,6 +135,49 @@ def test_every_remaining_episode_ends_as_it_would_alone(monkeypatch: pytest.Monk
     processes = workers.pool.processes()
     workers.pool.close()
     assert all(process.poll() is not None for process in processes)
+
+
+class Waiting(Soak):
+    """Its clients play until somebody was to be killed, and are done."""
+
+    def __init__(self) -> None:
+        super().__init__("http://nowhere", random.Random(0))
+        self.struck = threading.Event()
+
+    async def client(self, plan: Sequence[Script], until: float) -> None:
+        while not self.struck.is_set():
+            await asyncio.sleep(0.01)
+
+    def kill(self) -> bool:
+        self.struck.set()
+        return True
+
+
+def test_a_soak_counts_whom_it_kills() -> None:
+    soak = Waiting()
+    soak.run(scripts(), 3, 60.0, soak.kill, every=0.05)
+    assert soak.killed == 1
+
+
+def test_who_fails_to_kill_is_heard() -> None:
+    soak = Waiting()
+
+    def kill() -> bool:
+        soak.struck.set()
+        raise OSError("no node can be started")
+
+    with pytest.raises(OSError, match="no node"):
+        soak.run(scripts(), 3, 60.0, kill, every=0.05)
+
+
+@pytest.mark.parametrize(("killed", "passes"), [(0, False), (1, True)])
+def test_a_soak_in_which_nobody_was_killed_does_not_pass(killed: int, passes: bool) -> None:
+    soak, script = Waiting(), scripts()[0]
+    soak.scores.append((script, 0.5))
+    soak.killed = killed
+    seen = Watcher()
+    seen.health, seen.late, seen.memory = [(0.0, 0.01), (9.0, 0.01), (9.1, 0.01)], [0.0], [1.0] * 3
+    assert judge(soak, seen, taken=0, expected={script: 0.5})["passed"] == passes
 
 
 @pytest.mark.slow

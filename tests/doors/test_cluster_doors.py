@@ -13,6 +13,7 @@ from ml_trainer_env.client import MLTrainerEnv
 from ml_trainer_env.server.doors.mcp.visitor import BEGIN
 from ml_trainer_env.server.episode.tools import CLUSTER_TOOLS, TOOLS
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
+from ml_trainer_env.task_ids import INSTANCES
 
 TASK = "cluster/eval/0"
 
@@ -77,5 +78,7 @@ def test_a_language_model_is_answered_in_few_words_and_a_program_in_full(
 
 def test_the_family_alone_gives_an_instance_of_train(runner: FakeRunner) -> None:
     env = MLTrainerEnvironment(runner)
-    assert env.reset(task_id="cluster", seed=27).status.task_id == "cluster/train/7"
+    after_the_last = INSTANCES["cluster"]["train"] + 7
+    assert env.reset(task_id="cluster", seed=27).status.task_id == "cluster/train/27"
+    assert env.reset(task_id="cluster", seed=after_the_last).status.task_id == "cluster/train/7"
     env.close()

@@ -40,6 +40,7 @@ from ml_trainer_env.server.validation import (
     json_schema,
     validate,
 )
+from ml_trainer_env.task_ids import listed
 
 NO_EPISODE = "no episode has begun"
 Door = Callable[[str, dict[str, Any]], str | None]  # a tool's error, or None
@@ -273,11 +274,14 @@ def test_an_episode_begins_at_the_standard_door_as_at_the_others(
         assert set(dict(reset_refusals(doors, options)).values()) == {answer}
 
 
-@pytest.mark.parametrize("index", [0, 2.0, 442, 443, 1.5, "1", True, -1])
+LAST = len(listed("train")) - 1
+
+
+@pytest.mark.parametrize("index", [0, 2.0, LAST, LAST + 1, 1.5, "1", True, -1])
 def test_an_index_means_the_same_at_every_door(doors: Doors, index: object) -> None:
     refusals = dict(reset_refusals(doors, {"split": "train", "index": index}))
     assert len(set(refusals.values())) == 1
-    assert (refusals["HTTP"] is None) == (index in (0, 2.0, 442) and index is not True)
+    assert (refusals["HTTP"] is None) == (index in (0, 2.0, LAST) and index is not True)
 
 
 # The envelopes ------------------------------------------------------------------------------------

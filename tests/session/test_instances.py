@@ -23,6 +23,7 @@ from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.session.saved import SavedEpisodes
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.task_ids import (
+    INSTANCES,
     SPLITS,
     VARIED,
     Family,
@@ -316,7 +317,7 @@ def test_the_tasks_that_are_played_keep_to_what_is_held_out(family: Family, spli
 
 def test_ids_and_places_are_the_same_thing() -> None:
     every = [task_id for split in SPLITS for task_id in listed(split)]
-    assert len(every) == len(set(every)) == 3 + 2 * (200 + 24 + 48) + (40 + 40 + 80)
+    assert len(every) == len(set(every)) == 3 + sum(sum(of.values()) for of in INSTANCES.values())
     for task_id in every[3:]:
         of = instance_id(task_id)
         assert of is not None

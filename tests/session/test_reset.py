@@ -12,7 +12,7 @@ from ml_trainer_env.models import MAX_SEED
 from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.validation import ActionError, InvalidArguments
-from ml_trainer_env.task_ids import CLASSIC_IDS, SPLITS, listed
+from ml_trainer_env.task_ids import CLASSIC_IDS, INSTANCES, SPLITS, listed
 
 # Reset ------------------------------------------------------------------------------------------
 
@@ -63,8 +63,11 @@ def test_reset_gives_the_engine_the_seed(env: MLTrainerEnvironment) -> None:
         ({"self": 1}, '"self": unknown'),
         ({"split": "test", "index": 0}, 'split: must be one of "train", "validation", "eval"'),
         ({"split": "train"}, "index: is required with split"),
-        ({"split": "train", "index": 443}, "index: must be 0 to 442 in train"),
-        ({"split": "eval", "index": 176}, "index: must be 0 to 175 in eval"),
+        *(
+            ({"split": split, "index": last + 1}, f"index: must be 0 to {last} in {split}")
+            for split in SPLITS
+            for last in [len(listed(split)) - 1]
+        ),
         ({"split": "eval", "index": -1}, "index: must be a whole number with 0 <= index"),
         ({"task_id": "varied_mlp", "split": "eval"}, "index: is required with split"),
         ({"task_id": "varied_mlp", "index": 200}, "index: must be 0 to 199 in train, or from 1000"),
@@ -138,7 +141,8 @@ def test_a_closed_session_refuses(env: MLTrainerEnvironment) -> None:
 
 def test_the_task_api_lists_the_tasks(env: MLTrainerEnvironment) -> None:
     assert env.list_splits() == list(SPLITS)
-    counts = [3 + 2 * 200 + 40, 2 * 24 + 40, 2 * 48 + 80]
+    cluster = INSTANCES["cluster"]
+    counts = [3 + 2 * 200 + cluster["train"], 2 * 24 + 40, 2 * 48 + 80]
     assert [env.num_tasks(split) for split in SPLITS] == counts
     for split in SPLITS:
         cards = env.list_tasks(split)

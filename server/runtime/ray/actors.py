@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from ml_trainer_env.server.runtime.worker import SPACING
-
 if TYPE_CHECKING:  # torch comes with it, which whoever only names this class does without
     from ml_trainer_env.server.runs import Precision
     from ml_trainer_env.server.runtime.shared_data import SharedData
 
 BESIDE = "beside"  # the group of calls that do not wait for the training
+SPACING = 0.25  # seconds between two messages, each of which costs a millisecond beside training
 
 
 class Loaded(NamedTuple):

@@ -246,7 +246,7 @@ class Worker:
 
     async def _relay(self, stream: Any) -> None:
         async for each in stream:
-            answers: Answers = await each
+            answers: Answers = ray.get(each)  # small, so it has come with the news of it
             if answers.last:
                 self._holds = answers.key
             if answers.state_follows and answers.key is not None:

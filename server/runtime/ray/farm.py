@@ -18,6 +18,7 @@ from ml_trainer_env.server.runtime.ray.nodes import Wanted
 from ml_trainer_env.server.runtime.runner import Answers, SliceRunner, WorkerLost
 
 PATIENCE = 60.0  # seconds that the first core gets to come
+SLICE = 0.5  # seconds of a turn: an order costs ten milliseconds more than to a worker of the pool
 
 
 class Farm:
@@ -35,6 +36,7 @@ class Farm:
     ) -> None:
         """`bridge`: the module that speaks to Ray; another's actors do something else."""
         cores.resize(0, 1)
+        cores.slice = SLICE
         self.cores = cores
         self._first = threading.Event()
         self.pool = Pool(0, wanted.precision, load=_found_by_whoever_trains, launch=self._launch)
