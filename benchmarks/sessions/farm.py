@@ -54,19 +54,19 @@ WARM_UP = 0.5  # share of the measured time, before it
 class Mark(NamedTuple):
     """What a server has done up to a moment."""
 
-    seconds: float  # of its processor
+    when: float
+    processor: float  # seconds
     epochs: int
 
 
 def mark(url: str) -> Mark:
     """By its own count: a call of many epochs may last longer than what is measured."""
-    text = httpx.get(f"{url}/metrics", timeout=60).text
+    text, now = httpx.get(f"{url}/metrics", timeout=60).text, time.monotonic()
     (family,) = (
         each for each in text_string_to_metric_families(text) if each.name == "ml_trainer_epochs"
     )
-    return Mark(
-        processor_seconds(server_of(url)), round(sum(each.value for each in family.samples))
-    )
+    epochs = round(sum(each.value for each in family.samples))
+    return Mark(now, processor_seconds(server_of(url)), epochs)
 
 
 def seconds_of_an_epoch(task_id: TaskId) -> float:
@@ -138,7 +138,8 @@ async def played(url: str, task_id: TaskId, seconds: float) -> tuple[float, floa
             marks = crowd.create_task(measured())
         first, last = marks.result()
     epochs = last.epochs - first.epochs
-    return epochs / seconds, 1000 * (last.seconds - first.seconds) / epochs
+    cost = 1000 * (last.processor - first.processor) / epochs
+    return epochs / (last.when - first.when), cost
 
 
 def measure(

@@ -145,8 +145,7 @@ class Waiting(Soak):
         self.struck = threading.Event()
 
     async def client(self, plan: Sequence[Script], until: float) -> None:
-        while not self.struck.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(self.struck.wait)
 
     def kill(self) -> bool:
         self.struck.set()
