@@ -56,12 +56,11 @@ PATTERN = f"^({_places('|'.join(VARIED), _OF_VARIED)}|{_places(CLUSTER, _OF_CLUS
 EXAMPLE = "varied_mlp/eval/7"
 
 
-def _counted(family: Family) -> list[str]:
-    return [f"{split} 0 to {count - 1}" for split, count in INSTANCES[family].items()]
+def _ranges(family: Family) -> str:
+    return ", ".join(f"{split} 0 to {count - 1}" for split, count in INSTANCES[family].items())
 
 
-_first, *_others = _counted(VARIED[0])
-_RANGES = f"{_first} and {ENDLESS_FROM} on, {', '.join(_others)}; of cluster {', '.join(_counted(CLUSTER))}"
+_RANGES = f"{_ranges(VARIED[0])}, and train from {ENDLESS_FROM} on; of cluster {_ranges(CLUSTER)}"
 
 InstanceName = Annotated[str, Field(pattern=PATTERN, examples=[EXAMPLE], description=_RANGES)]
 TaskId = ClassicId | InstanceName
