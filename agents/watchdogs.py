@@ -1,11 +1,12 @@
 """The watchdogs that large jobs have, as operators of a cluster.
 
 Both see what any operator sees, window by window. The first one's rules are those of the field: a
-spike of the loss or of the gradient norm is left by going back and reading past it (PaLM, 2022),
-who is much slower than the others is taken out, who does not answer is replaced, and checkpoints
-are as often as Young (1974) has them. The careful one also looks at what ranks and data shards say
-of themselves, and before it acts it asks: a replay tells the data from a host, a checksum who is
-out of step, the recorder who was lost before, and a checkpoint is verified before it is trusted.
+spike of the loss or of the gradient norm that the validation loss shows, too, is left by going back
+and reading past it (PaLM, 2022), who is much slower than the others twice in a row is replaced, as
+is who does not answer, and once somebody was lost checkpoints are as often as Young (1974) has
+them. The careful one also looks at what ranks and data shards say of themselves, and before it acts
+it asks: a replay tells the data from a host, a checksum who is out of step, the recorder who was
+lost before, and a checkpoint is verified before it is trusted.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from ml_trainer_env.agents.watching import (
 )
 from ml_trainer_env.cluster_status import ClusterStatus
 
-FAILURES = 300.0  # seconds between two, as an operator expects them
 WRITING = 0.4  # seconds, of a checkpoint
 LASTING = 3  # steps far above the usual: one alone is the data's, and heals
 WRONG = 1.5  # times the rate that was set
@@ -40,16 +40,18 @@ PATIENCE = 3  # windows after an act, before the next
 def watchdog(attempt: Attempt) -> None:
     """Acts on spikes, silence and slowness."""
     trial = attempt.begin()
-    trial.call("configure_training", checkpoint_every=round(math.sqrt(2 * WRITING * FAILURES)))
-    watch = Watch(LASTING)
+    watch, slow, lost = Watch(LASTING), None, 0
     while goes_on(trial):
         seen = seen_of(trial.run(1))
-        slow = slowest(seen)
+        before, slow = slow, slowest(seen)
+        if crashes := sum(each.endswith("was lost") for each in seen.incidents):
+            lost += crashes
+            attempted(trial, "configure_training", checkpoint_every=_cadence(seen, lost))
         if gone := absent(seen):
             attempted(trial, "configure_ranks", use_spare=gone)
-        elif slow is not None:
-            attempted(trial, "configure_ranks", exclude=sorted({*seen.excluded, slow}))
-        elif watch.jumped(seen):
+        elif slow is not None and slow == before:
+            attempted(trial, "configure_ranks", use_spare=[slow])
+        elif watch.jumped(seen) and is_worse(seen):
             _go_past(trial, seen, windows=1)
             watch = Watch(LASTING)
     submit(trial)
@@ -155,6 +157,12 @@ class _Careful:
 
     def _goes_back(self, seen: ClusterStatus, windows: int) -> bool:
         return self._does("restore_checkpoint", step=_before(seen, windows))
+
+
+def _cadence(seen: ClusterStatus, lost: int) -> int:
+    """Steps between two checkpoints as Young (1974) has them, by the failures so far."""
+    seconds = math.sqrt(2 * WRITING * seen.seconds / lost)
+    return max(5, round(seconds * seen.step / seen.seconds))
 
 
 def _before(seen: ClusterStatus, windows: int) -> int:

@@ -62,8 +62,8 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     cores: Annotated[int | None, Field(ge=1)] = None  # what a container allows bounds them anyway
     runner: Literal["pool", "ray", "inline"] = "pool"  # of a server; in process always inline
-    ray_address: str | None = None
-    ray_engine: str | None = None
+    ray_address: Annotated[str | None, Field(pattern=r"^\S+:\d{1,5}$")] = None
+    ray_engine: Annotated[str | None, Field(pattern="^ml-trainer-engine-[0-9a-z]+$")] = None
     sharing: bool = True
     snapshot_mb: Annotated[int, Field(ge=0)] = 1024
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0

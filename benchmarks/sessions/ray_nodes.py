@@ -9,11 +9,13 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray.cluster_utils import Cluster
 
 from ml_trainer_env.server import trainer
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.ray.farm import Farm
+from ml_trainer_env.server.runtime.ray.machines import MODULE
 from ml_trainer_env.server.runtime.ray.nodes import Wanted, label
 
 STORE = 100 * 2**20  # bytes of objects on a node: enough where few states are made
@@ -70,6 +72,11 @@ class Nodes:
             with suppress(ProcessLookupError):
                 os.kill(actor, signal.SIGKILL)
 
+    def stored(self) -> int:
+        """Bytes of objects, on all nodes together; a copy counts as another."""
+        told = get_memory_info_reply(get_state_from_address(self.address))
+        return int(told.store_stats.object_store_bytes_used)
+
     def close(self) -> None:
         """Everything; once more does nothing."""
         if self.cluster.head_node is not None:
@@ -90,9 +97,11 @@ def store_for(budget: int, nodes: int) -> int:
 
 
 @contextmanager
-def farm(address: str | None, cores: int | None = None, budget: int = 10**9) -> Generator[Farm]:
+def farm(
+    address: str | None, cores: int | None = None, budget: int = 10**9, bridge: str = MODULE
+) -> Generator[Farm]:
     """What trains on that cluster."""
-    with closing(Farm(Wanted("fp32", address, cores), Cores(1, 1), budget)) as farm:
+    with closing(Farm(Wanted("fp32", address, cores), Cores(1, 1), budget, bridge)) as farm:
         yield farm
 
 

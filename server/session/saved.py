@@ -58,6 +58,7 @@ PATIENCE = 2.0  # seconds to wait for another server that saves
 POLL = 0.002  # seconds
 SUFFIX = ".json"
 OVER = ".over"  # what is left of an episode that was resumed and has ended
+LOCKED = "another server has locked the folder of episodes for seconds; try again"
 RESUMED = "the episode goes on in another session, which has resumed it"
 
 
@@ -150,21 +151,25 @@ class SavedEpisodes:
         The id stays, unless it is in use for another episode by now. Raises `InvalidArguments`, and
         `ActionError` where the folder cannot be written.
         """
+        digest = _digest(key)
         self._known(key, "resume")
-        with self._lock:
-            before = self._holders.get(_digest(key))
-        if before:
-            before.give_up()  # after which no action of it is saved any more
-        self._take_from_another_server(_digest(key))
-        known = self._known(key, "resume")
-        with self._lock:
+        while True:
+            with self._lock:
+                before = self._holders.get(digest)
             if before:
-                before.over = True
-                self._release_name(before)
-            taken = known.episode_id in self._names
-            held = Held(str(uuid.uuid4()) if taken else known.episode_id, key, resumed=True)
-            self._register(held)
-        return held
+                before.give_up()  # after which no action of it is saved any more
+            self._take_from_another_server(digest)
+            known = self._known(key, "resume")
+            with self._lock:
+                if self._holders.get(digest) is not before:
+                    continue  # somebody else has taken it over meanwhile, and is to give it up
+                if before:
+                    before.over = True
+                    self._release_name(before)
+                taken = known.episode_id in self._names
+                held = Held(str(uuid.uuid4()) if taken else known.episode_id, key, resumed=True)
+                self._register(held)
+            return held
 
     def find(self, key: str, option: str, begin: Callable[[Task, int], Run]) -> Saved:
         """Where the episode stands; `option` is what brought the key.
@@ -191,6 +196,10 @@ class SavedEpisodes:
                     entry = _entry(saved, self._me)
                     _write(_file(self._folder, digest), entry.model_dump_json())
         except OSError as error:
+            if held.over or not self._is_ours(digest):  # files are replaced whole, so one may look
+                raise ActionError(RESUMED) from None
+            if saved.now.grade is not None and isinstance(error, filelock.Timeout):
+                raise ActionError(LOCKED) from None  # it would be open to whoever has the key
             log.warning("%s: %s; the episode was not saved", self._folder, error)
         with self._lock:
             if saved.now.grade is not None:

@@ -125,6 +125,45 @@ def test_it_ends_once(
     assert {file.name for file in (tmp_path / "episodes").iterdir()} == {".lock"}
 
 
+def test_of_two_who_resume_while_it_trains_one_has_it(one: Server, runner: FakeRunner) -> None:
+    """On one server: both wait until the session that has it gives it up."""
+    env, key = begun(one)
+    runner.gate.clear()
+    with ThreadPoolExecutor(3) as pool:
+        busy = pool.submit(call, env, "run_epochs", num_epochs=2)
+        eventually(lambda: runner._running == 1)
+        asked = [one(), one()]
+        resuming = [pool.submit(each.reset, resume=key) for each in asked]
+        eventually(lambda: env.episode is not None and env.episode._abandoned.is_set())
+        runner.gate.set()
+        assert busy.result(20).error
+        refused = [each.exception(20) is not None for each in resuming]
+    acted = [
+        not lost and call(each, "run_epochs", num_epochs=1).error is None
+        for each, lost in zip(asked, refused, strict=True)
+    ]
+    assert sorted(acted) == [False, True]
+    graded = [call(each, "submit_model").error is None for each in asked]
+    assert graded == acted
+
+
+def test_whoever_lost_it_is_refused_while_the_folder_is_locked(
+    one: Server, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    env, key = begun(one)
+    taken = resumed(other, key)
+    with filelock.FileLock(tmp_path / "episodes" / ".lock"):
+        assert_is_refused(env, "submit_model")
+        before = stands(taken)
+        error = call(taken, "submit_model").error  # it could be resumed once more, and graded
+        assert error
+        assert "locked" in error.message
+        assert stands(taken) == before
+        assert call(taken, "run_epochs", num_epochs=1).error is None
+    assert call(taken, "submit_model").error is None
+
+
 def test_an_action_in_progress_elsewhere_has_not_happened(
     one: Server, other: Server, runner: FakeRunner
 ) -> None:

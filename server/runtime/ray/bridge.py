@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -43,6 +43,8 @@ PATIENCE = 10.0  # seconds that the head gets to answer; beyond it it counts as 
 BEGINNING = 120.0  # seconds that an actor gets to load torch
 ENDING = 5.0  # seconds that Ray gets to end
 CONCURRENCY = 4  # of calls beside the training
+REACHING = 5.0  # seconds that the head's machine gets to answer
+STORING = 256  # actors whose states are waited for at a time
 
 Hears = Callable[[Message], object]
 
@@ -56,6 +58,7 @@ class Bridge:
         self.nodes = Nodes(wanted.most, wanted.engine)
         self.states: dict[str, ObjectRef[Any]] = {}
         self.data = Data()
+        self.storing = ThreadPoolExecutor(STORING, "storing")
         options: dict[str, Any] = {
             "num_cpus": 0,  # the claim is on the resource that names the engine
             "max_restarts": 0,
@@ -84,10 +87,11 @@ class Bridge:
             await asyncio.sleep(LOOK)
 
     def _tell_cores(self) -> None:
-        told = (self.nodes.cores, self.nodes.narrowest, self.nodes.others, self.nodes.label)
+        nodes = self.nodes
+        told = (nodes.cores, nodes.narrowest, nodes.others, nodes.foreign, nodes.label)
         if told != self._told:
             self._told = told
-            names = ("cores", "narrowest", "others", "engine")
+            names = ("cores", "narrowest", "others", "foreign", "engine")
             self.tell(dict(zip(names, told, strict=True)))
 
     def tell(self, content: dict[str, Any]) -> None:
@@ -234,9 +238,13 @@ class Worker:
         except ObjectLostError:
             self._bridge.states.pop(key or "", None)
             await self._unreadable()
-        except RayTaskError as error:  # our mistake, and not the actor's end
+        except RayTaskError as error:
             self._holds = None
-            await self._tell(_last(Answer(last=True, error=str(error))))
+            if state is not None and isinstance(error.cause, RayError):  # it could not be stored
+                self._bridge.states.pop(key or "", None)
+                await self._unreadable()
+            else:  # our mistake, and not the actor's end
+                await self._tell(_last(Answer(last=True, error=str(error))))
 
     async def _provide(self, name: str, node: Node) -> None:
         """The data set, unless whoever trains makes it."""
@@ -250,9 +258,21 @@ class Worker:
             if answers.last:
                 self._holds = answers.key
             if answers.state_follows and answers.key is not None:
-                # Not looked at: it stays where it is.
-                self._bridge.states[answers.key] = await anext(stream)
+                self._bridge.states[answers.key] = await self._stored(stream)
             await self._tell(answers.text)
+
+    async def _stored(self, stream: Any) -> ObjectRef[Any]:
+        """The state that comes next. It stays where it is: awaited as the answers are, it would be
+        fetched to this machine.
+
+        Raises `RayError` where its actor ended before it was stored: the stream ends with that.
+        """
+        loop = asyncio.get_running_loop()
+        state = await loop.run_in_executor(self._bridge.storing, next, stream, None)
+        if state is None or state == stream.completed():
+            await stream.completed()
+        assert state is not None
+        return state
 
     async def _unreadable(self) -> None:
         await self._tell(_last(Answer(last=True, unreadable=True)))
@@ -273,6 +293,7 @@ def connect(wanted: Wanted) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a node of ours: as the pool's workers
     quiet = {"log_to_driver": False, "logging_level": "warning", "namespace": "ml-trainer"}
     if wanted.address is not None:
+        reach(wanted.address)
         ray.init(wanted.address, **quiet)
         return
     module = "ml_trainer_env.server.runtime.ray.resources"
@@ -281,6 +302,15 @@ def connect(wanted: Wanted) -> None:
     resources = json.loads(found.stdout)
     quiet |= {"num_cpus": available(wanted.most), "include_dashboard": False}
     ray.init("local", resources=resources, **quiet)
+
+
+def reach(address: str) -> None:
+    """Raises `OSError` where there is no head: Ray itself would take minutes to say so."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHING).close()
+    except OSError as error:
+        raise OSError(f"no head answers at {address} ({error})") from None
 
 
 def listen(control: Channel, hears: Future[Hears]) -> None:

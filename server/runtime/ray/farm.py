@@ -53,8 +53,8 @@ class Farm:
         """That of the nodes. Raises `WorkerLost` where none comes, and `WorkerFailed`."""
         if not self._first.wait(PATIENCE):
             raise WorkerLost(
-                "no node of the Ray cluster names an engine: start nodes with "
-                'ray start --resources "$(ml-trainer resources)"'
+                f"no core of the Ray cluster came in {PATIENCE:g} s: {self.machines.says}; start "
+                'nodes with ray start --resources "$(ml-trainer resources)"'
             )
         return self.pool.engine()
 

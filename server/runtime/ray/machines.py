@@ -56,7 +56,7 @@ class Machines:
         self._workers: dict[int, RemoteWorker] = {}
         self._count = 0
         self._closed = False
-        self._complaint = ""
+        self.says = "nobody has reached it yet"  # the latest of the cluster, for people
         self._thread = threading.Thread(target=self._keep_up, daemon=True, name="ray")
         self._thread.start()
 
@@ -109,38 +109,45 @@ class Machines:
     def _keep_up(self) -> None:
         """Runs in a thread of its own for as long as the process."""
         while not self._closed:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._bridge = subprocess.Popen(
-                    [*self._program, str(theirs.fileno()), json.dumps(self._wanted)],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            with self._lock:
-                self._channel = Channel(ours)
-                if self._closed:
-                    self._channel.hang_up()
-            with suppress(EOFError):
-                while True:
-                    self._take(json.loads(self._channel.receive().text))
-            with self._lock:
-                self._up = False
-                self._channel.close()
-                workers, self._workers = list(self._workers.values()), {}
-            for worker in workers:
-                worker.end()
-            self._lost()
-            self._changed(0, 0)
-            self._bridge.wait()
+            try:
+                self._with_a_bridge()
+            except OSError as error:  # no process, memory or file is left for one
+                self._complain(f"what speaks to it cannot be started ({error})")
             with self._lock:
                 self._lock.wait_for(lambda: self._closed, AGAIN)
+
+    def _with_a_bridge(self) -> None:
+        """From its start to its end. Raises `OSError` where it cannot be started."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._bridge = subprocess.Popen(
+                [*self._program, str(theirs.fileno()), json.dumps(self._wanted)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        with self._lock:
+            self._channel = Channel(ours)
+            if self._closed:
+                self._channel.hang_up()
+        with suppress(EOFError):
+            while True:
+                self._take(json.loads(self._channel.receive().text))
+        with self._lock:
+            self._up = False
+            self._channel.close()
+            workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            worker.end()
+        self._lost()
+        self._changed(0, 0)
+        self._bridge.wait()
 
     def _take(self, content: dict[str, Any]) -> None:
         """What the bridge tells."""
         if "cores" in content:
-            self._complaint = ""
-            _log_cores(content)
+            self.says = _cores(content)
+            log.info("Ray: %s", self.says)
             # Runs that have begun have this engine's bits, whatever other nodes come.
             self._wanted = self._wanted._replace(engine=content["engine"])
             with self._lock:
@@ -159,9 +166,14 @@ class Machines:
                 "Ray: node %s names the engine %s and has %s: it is not used",
                 *(content[name] for name in ("closed", "names", "has")),
             )
-        elif content["error"] != self._complaint:
-            self._complaint = content["error"]
-            log.error("Ray: %s; trying again", self._complaint)
+        else:
+            self._complain(content["error"])
+
+    def _complain(self, what: str) -> None:
+        """Once, however often it is tried again."""
+        if what != self.says:
+            self.says = what
+            log.error("Ray: %s; trying again", what)
 
 
 class RemoteWorker:
@@ -197,8 +209,9 @@ class RemoteWorker:
         self._machines.kill(self._number)
 
 
-def _log_cores(content: dict[str, Any]) -> None:
-    others = content["others"]
-    alone = f"; {others} nodes name another engine or none, and are left alone" if others else ""
+def _cores(content: dict[str, Any]) -> str:
+    others, foreign = content["others"], ", ".join(content["foreign"])
+    named = f" ({foreign})" if foreign else ""
+    alone = f"; {others} nodes name another engine{named} or none, and are left alone"
     of = f" of engine {content['engine']}" if content["engine"] else ""
-    log.info("Ray: %d cores%s%s", content["cores"], of, alone)
+    return f"{content['cores']} cores{of}{alone if others else ''}"

@@ -63,6 +63,7 @@ class Nodes:
     label: str | None = None  # of the engine; stays, once it is known
     here: dict[str, Node] = field(default_factory=dict[str, Node])
     others: int = 0  # nodes that name another engine, or none
+    foreign: tuple[str, ...] = ()  # the labels of other engines
     closed: set[str] = field(default_factory=set[str])  # they have not the engine that they name
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -91,6 +92,7 @@ class Nodes:
             if node.label == self.label and id not in self.closed
         }
         self.others = sum(bool(each["Alive"]) for each in nodes) - len(usable)
+        self.foreign = tuple(sorted({node.label for node in named.values()} - {self.label}))
         gone = self.here.keys() - usable.keys()
         async with self._changed:
             self.here = {id: self.here.get(id, node) for id, node in usable.items()}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from executors import plan
@@ -17,6 +18,8 @@ from live import eventually
 from pools import trained
 
 pytest.importorskip("ray", reason="the extra `ray`")
+
+import mortal
 
 from ml_trainer_env.benchmarks.sessions import ray_nodes as rays
 from ml_trainer_env.server import runs
@@ -117,6 +120,33 @@ def test_a_state_is_gone_though_it_was_kept(
         worker.wait(rays.PATIENCE)
     assert trained(farm.runner, run, PLANS) == trained(alone, begin(alone, 12), [*PLANS, *PLANS])
     assert "damaged or gone" in caplog.text
+
+
+def test_an_actor_ends_before_the_state_that_it_told_of_is_stored(
+    alone: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doom = tmp_path / "doom"
+    monkeypatch.setenv("MORTAL", str(doom))
+    monkeypatch.setenv("PYTHONPATH", str(Path(mortal.__file__).parent), prepend=os.pathsep)
+    with rays.nodes(1) as nodes, rays.farm(nodes.address, bridge="mortal") as farm:
+        run = trained(farm.runner, begin(farm.runner, 14), PLANS)
+        doom.touch()
+        run = trained(farm.runner, run, PLANS)
+        assert not doom.exists()
+        run = trained(farm.runner, run, PLANS)
+        assert run == trained(alone, begin(alone, 14), [*PLANS, *PLANS, *PLANS])
+        assert farm.runner.test_accuracy(run) == alone.test_accuracy(run)
+
+
+def test_a_state_stays_where_it_was_made(alone: Runner) -> None:
+    """And does not pass through the machine of the server."""
+    with rays.nodes(1) as nodes, rays.farm(nodes.address) as farm:
+        run = begin(farm.runner, 15)
+        for _ in range(4):
+            run = trained(farm.runner, run, [plan(0.003)])
+        used = farm.states.used
+        eventually(lambda: used <= nodes.stored() < 1.5 * used, 10)
+        assert run == trained(alone, begin(alone, 15), [plan(0.003)] * 4)
 
 
 def test_what_speaks_to_ray_is_killed(farm: Farm, alone: Runner) -> None:
