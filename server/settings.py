@@ -62,8 +62,8 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     cores: Annotated[int | None, Field(ge=1)] = None  # what a container allows bounds them anyway
     runner: Literal["pool", "ray", "inline"] = "pool"  # of a server; in process always inline
-    ray_address: Annotated[str | None, Field(pattern=r"^\S+:\d{1,5}$")] = None
-    ray_engine: Annotated[str | None, Field(pattern="^ml-trainer-engine-[0-9a-z]+$")] = None
+    ray_address: str | None = None
+    ray_engine: str | None = None
     sharing: bool = True
     snapshot_mb: Annotated[int, Field(ge=0)] = 1024
     verify_shared: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -83,6 +83,20 @@ class Settings(BaseModel):
         if not isinstance(given, str):
             return given
         return tuple(_origin(origin.strip()) for origin in given.split(",") if origin.strip())
+
+    @field_validator("ray_address")
+    @classmethod
+    def _has_a_port(cls, given: str | None) -> str | None:
+        if given and not re.fullmatch(r"\S+:\d{1,5}", given):
+            raise ValueError("must be host:port of the cluster's head, such as head:6379")
+        return given
+
+    @field_validator("ray_engine")
+    @classmethod
+    def _names_an_engine(cls, given: str | None) -> str | None:
+        if given and not re.fullmatch(r"ml-trainer-engine-[0-9a-f]{16}", given):
+            raise ValueError("must be the name that `ml-trainer resources` gives an engine")
+        return given
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:

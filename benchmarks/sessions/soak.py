@@ -103,7 +103,7 @@ class Soak:
         self.url, self.chance = url, chance
         self.scores: list[tuple[Script, float]] = []
         self.failures: list[str] = []
-        self.vanished = self.killed = self.refused = 0
+        self.begun = self.vanished = self.killed = self.refused = 0
 
     async def client(self, plan: Sequence[Script], until: float) -> None:
         """Play one episode after another, up to the first that fails."""
@@ -120,6 +120,7 @@ class Soak:
         vanish_at = self.chance.randrange(1, len(script.moves))
         vanishes = self.chance.random() < VANISHING
         env = await self.begin(script)
+        self.begun += 1
         for number, (tool, arguments) in enumerate(script.moves):
             if vanishes and number == vanish_at:
                 await self.vanish(env, tool, arguments)
@@ -225,9 +226,11 @@ def judge(soak: Soak, seen: Watcher, taken: int, expected: dict[Script, float]) 
     last = statistics.median(seen.memory[2 * third :])
     arrival = [1000 * took for since, took in seen.health if since < ARRIVAL]
     health = [1000 * took for since, took in seen.health if since >= ARRIVAL]
-    right = bool(soak.scores and soak.killed) and not soak.failures and not wrong
+    ungraded = soak.begun - len(soak.scores) - soak.vanished
+    right = bool(soak.scores and soak.killed) and not (soak.failures or wrong or ungraded)
     return {
         "episodes": len(soak.scores),
+        "ungraded": ungraded,
         "failures": soak.failures,
         "different_scores": len(wrong),
         "vanished": soak.vanished,

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from ml_trainer_env.server import runs, settings
 from ml_trainer_env.server.machine.ending import Ending
 from ml_trainer_env.server.runs import Engine, Run
+from ml_trainer_env.server.runtime.asking import QueueFull
 from ml_trainer_env.server.runtime.cores import MAX_WAITING, Cores, available
 from ml_trainer_env.server.runtime.pool import Pool
 from ml_trainer_env.server.runtime.ray.farm import Farm
@@ -165,7 +166,7 @@ def prepare(*, workers: bool) -> None:
             datasets.prepare(name)
         if workers:
             pool().prepare(datasets.NAMES)
-    except Ending:
+    except (Ending, QueueFull):  # of which the farm has told
         return
     except (ValueError, WorkerFailed, WorkerLost, datasets.DatasetUnavailable) as error:
         log.error("%s", error)  # whoever trains is told that it failed

@@ -169,11 +169,16 @@ def test_who_fails_to_kill_is_heard() -> None:
         soak.run(scripts(), 3, 60.0, kill, every=0.05)
 
 
-@pytest.mark.parametrize(("killed", "passes"), [(0, False), (1, True)])
-def test_a_soak_in_which_nobody_was_killed_does_not_pass(killed: int, passes: bool) -> None:
+@pytest.mark.parametrize(
+    ("begun", "killed", "passes"),
+    [(3, 1, True), (3, 0, False), (4, 1, False)],
+)
+def test_a_soak_passes_where_all_were_graded_and_somebody_was_killed(
+    begun: int, killed: int, passes: bool
+) -> None:
     soak, script = Waiting(), scripts()[0]
-    soak.scores.append((script, 0.5))
-    soak.killed = killed
+    soak.scores += [(script, 0.5)] * 2
+    soak.begun, soak.vanished, soak.killed = begun, 1, killed
     seen = Watcher()
     seen.health, seen.late, seen.memory = [(0.0, 0.01), (9.0, 0.01), (9.1, 0.01)], [0.0], [1.0] * 3
     assert judge(soak, seen, taken=0, expected={script: 0.5})["passed"] == passes

@@ -84,6 +84,7 @@ def refusal(program: Callable[[], object], capsys: pytest.CaptureFixture[str]) -
         *((name, "-1") for name in ("MAX_WAITING", "SESSION_MB", "SNAPSHOT_MB", "STATE_MB")),
         *(("THREADS", "0"), ("RUNNER", "cloud"), ("SHARING", "maybe"), ("VERIFY_SHARED", "2")),
         *(("PRECISION", "fp16"), ("STATE_DIR", "a-file/states"), ("DATA_DIR", "a-file/data")),
+        *(("RAY_ADDRESS", "head"), ("RAY_ADDRESS", "head:"), ("RAY_ENGINE", "typo")),
         *(("ORIGINS", value) for value in ("*", "null", "example.com", "https://*.example.com")),
         *(("ORIGINS", f"https://{part}") for part in ("a b", "x/path", "u:p@x", "x?y", "x:port")),
         *(("TOKEN", value) for value in UNSENDABLE),

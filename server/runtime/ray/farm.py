@@ -4,18 +4,23 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from contextlib import AbstractContextManager
 
+from ml_trainer_env.models import SERVER_BUSY
 from ml_trainer_env.server.runs import Engine, Precision
+from ml_trainer_env.server.runtime.asking import QueueFull
 from ml_trainer_env.server.runtime.cores import Cores
 from ml_trainer_env.server.runtime.orders import Order
 from ml_trainer_env.server.runtime.pool import LoadedData, Pool
 from ml_trainer_env.server.runtime.ray.kept import KeptElsewhere
 from ml_trainer_env.server.runtime.ray.machines import MODULE, Machines, RemoteWorker
 from ml_trainer_env.server.runtime.ray.nodes import Wanted
-from ml_trainer_env.server.runtime.runner import Answers, SliceRunner, WorkerLost
+from ml_trainer_env.server.runtime.runner import Answers, SliceRunner
+
+log = logging.getLogger("uvicorn.error")  # uvicorn's own: where an operator looks
 
 PATIENCE = 60.0  # seconds that the first core gets to come
 SLICE = 0.5  # seconds of a turn: an order costs ten milliseconds more than to a worker of the pool
@@ -50,12 +55,14 @@ class Farm:
         )
 
     def engine(self) -> Engine:
-        """That of the nodes. Raises `WorkerLost` where none comes, and `WorkerFailed`."""
+        """That of the nodes. Raises `QueueFull` while there is none, and `WorkerFailed`."""
         if not self._first.wait(PATIENCE):
-            raise WorkerLost(
-                f"no core of the Ray cluster came in {PATIENCE:g} s: {self.machines.says}; start "
-                'nodes with ray start --resources "$(ml-trainer resources)"'
+            log.error(
+                'Ray: no core came in %g s: %s; ray start --resources "$(ml-trainer resources)"',
+                PATIENCE,
+                self.machines.says,
             )
+            raise QueueFull(f"{SERVER_BUSY}: no machine of its cluster trains yet; try again later")
         return self.pool.engine()
 
     def perform(self, order: Order, state: int | None) -> AbstractContextManager[Answers]:

@@ -36,6 +36,7 @@ def test_the_engine_with_the_most_cores_is_used_and_stays() -> None:
         nodes = Nodes()
         await nodes.see([node("a", THEIRS), node("b", cores=2), node("c", None)])
         assert (nodes.label, nodes.cores, nodes.narrowest, nodes.others) == (OURS, 2, 2, 2)
+        assert nodes.foreign == (THEIRS,)
         gone = await nodes.see([node("a", THEIRS, cores=9), node("b", alive=False), node("e")])
         assert gone == {"b"}
         assert (nodes.label, nodes.cores, nodes.others) == (OURS, 1, 1)
