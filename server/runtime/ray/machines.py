@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from ml_trainer_env.server.runs import Precision
@@ -119,13 +119,15 @@ class Machines:
     def _with_a_bridge(self) -> None:
         """From its start to its end. Raises `OSError` where it cannot be started."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as failed:
+            failed.callback(ours.close)
             self._bridge = subprocess.Popen(
                 [*self._program, str(theirs.fileno()), json.dumps(self._wanted)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            failed.pop_all()
         with self._lock:
             self._channel = Channel(ours)
             if self._closed:
