@@ -148,8 +148,10 @@ class Waiting(Soak):
         await asyncio.to_thread(self.struck.wait)
 
     def kill(self) -> bool:
+        """The first time; however late the clients notice, nobody is left for another."""
+        first = not self.struck.is_set()
         self.struck.set()
-        return True
+        return first
 
 
 def test_a_soak_counts_whom_it_kills() -> None:
