@@ -118,10 +118,7 @@ class _Unusable(DatasetUnavailable):
 
 
 def cache_file(name: str) -> Path:
-    """Where data set `name` is cached: one safetensors file of uint8 arrays.
-
-    All subsets of a data set lie in one file.
-    """
+    """Where data set `name` is cached: a safetensors file of uint8 arrays, of all its subsets."""
     _canon(name)
     return cache_dir() / f"{name.partition('/')[0]}.safetensors"
 
@@ -367,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown data set {unknown[0]!r}; known: {', '.join(ALL)}")
     if not options.status:
         data_folder.require_usable()
-    required = options.names or NAMES  # only Debian carries the text, and no task needs it yet
+    required = options.names or NAMES  # only Debian carries the text, which clusters alone need
     complete = True
     for name in () if options.status else names:
         try:

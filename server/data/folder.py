@@ -18,7 +18,7 @@ from ml_trainer_env.variables import expanded, require_writable
 
 VARIABLE = "ML_TRAINER_DATA_DIR"
 NAMES: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10")  # of images
-ALL = (*NAMES, "kjv")  # and a text, which no task needs yet
+ALL = (*NAMES, "kjv")  # and the text that clusters read
 
 
 def cache_dir() -> Path:

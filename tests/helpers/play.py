@@ -59,6 +59,27 @@ def tried(env: MLTrainerEnvironment, tool: str, arguments: dict[str, Any]) -> To
     return observation
 
 
+def answered(env: MLTrainerEnvironment, tool: str, /, **arguments: Any) -> TrainingStatus:
+    """What the agent sees of a call that is taken."""
+    observation = tried(env, tool, arguments)
+    assert observation.status, observation.error
+    return observation.status
+
+
+def refused(env: MLTrainerEnvironment, tool: str, /, **arguments: Any) -> str:
+    """The reason."""
+    observation = tried(env, tool, arguments)
+    assert observation.error
+    return observation.error.message
+
+
+def key_of(env: MLTrainerEnvironment) -> str:
+    """As the session's state tells it, and nothing else."""
+    key = env.state.key
+    assert key is not None
+    return key
+
+
 def trained(env: MLTrainerEnvironment, epochs: int = 5, **reset: Any) -> TrainingStatus:
     """What the first run of a fresh episode with the default configuration answers."""
     env.reset(**reset)
