@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from rich.table import Table
 
 from ml_trainer_env import frozen
 from ml_trainer_env.benchmarks.calibration.cluster_runs import Played, finished, loss, until
@@ -27,7 +28,9 @@ from ml_trainer_env.frozen import Act, Forked, Healthy
 from ml_trainer_env.server.cluster.training import advance
 from ml_trainer_env.server.counterfactuals import Counterfactuals, healthy_steps, known
 from ml_trainer_env.server.incidents import (
+    FAULTS,
     NETWORK,
+    QUIET,
     STEP_SECONDS,
     STEPS,
     Incident,
@@ -36,6 +39,7 @@ from ml_trainer_env.server.incidents import (
 )
 from ml_trainer_env.server.worlds import World
 from ml_trainer_env.task_ids import CLUSTER, SPLITS, InstanceId, instances
+from ml_trainer_env.terminal import stdout
 
 DEADLINES = (50, 100, 150, 200, 250, 300, 350, 400, 450, 500, 550, 600, 700)  # steps
 RUNS = 3  # healthy ones, of each deadline
@@ -165,6 +169,7 @@ def main() -> None:
             out.write(line.model_dump_json() + "\n")
         print(line.model_dump_json(), round(healthy_steps(line.nothing)), flush=True)
     _sort(file)
+    _show()
     print(json.dumps({"benchmark": "freeze-cluster", "lines": len(done) + len(wanted)}))
 
 
@@ -173,6 +178,26 @@ def _sort(file: frozen.Path) -> None:
     lines = [Forked.model_validate_json(line) for line in file.read_text().splitlines()]
     lines.sort(key=lambda line: (SPLITS.index(line.split), line.index))
     file.write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
+
+
+def _show() -> None:
+    """What each kind of trouble is worth, over all that is released, as docs/guide/cluster.md."""
+    frozen.forks.cache_clear()
+    found: dict[str, list[Counterfactuals]] = {}
+    for (split, index), line in frozen.forks().items():
+        of = incident(InstanceId(CLUSTER, split, index), line.candidate)
+        name = of.names[0] if len(of.names) == 1 else "pairs" if of.names else "nothing"
+        found.setdefault(name, []).append(known(line))
+    table = Table("what happens", "instances", "left alone", "best remedy", "gain", "least gain")
+    for name in ("nothing", *QUIET, *FAULTS, "pairs"):
+        each = found.get(name, [])
+        if each:
+            row = (len(each), fmean(of.nothing for of in each), fmean(of.best for of in each))
+            gains = [of.gain for of in each]
+            table.add_row(name, *(f"{value:.0f}" for value in (*row, fmean(gains), min(gains))))
+    stdout(100).print(table)
+    first = sum(line.candidate == 0 for line in frozen.forks().values())
+    print(f"{first} of {len(frozen.forks())} are the first that were drawn")
 
 
 if __name__ == "__main__":
