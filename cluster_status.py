@@ -14,6 +14,7 @@ from ml_trainer_env.values import LearningRate, Model, WeightDecay
 
 WINDOWS_SHOWN = 10
 WINDOWS_TOLD = 6  # in words
+RUN_AWAY = 10_000  # numbers from here on are not told
 
 
 class ClusterConfig(Model):
@@ -136,4 +137,7 @@ def _list(numbers: Iterable[int]) -> str:
 
 
 def _value(number: float | None) -> str:
-    return "-" if number is None else f"{number:.3g}"
+    """Three digits; of what has run away, only that it did."""
+    if number is None:
+        return "-"
+    return f"{number:.3g}" if abs(number) < RUN_AWAY else f"{'-' * (number < 0)}>{RUN_AWAY}"

@@ -18,7 +18,8 @@ MICRO_SHARDS = 16
 WINDOW = 25  # steps
 REPLAYED = 8  # steps of the last window, by `replay`
 
-Rank = Annotated[int, Field(ge=0)]
+Rank = Annotated[int, Field(ge=0, lt=MICRO_SHARDS)]  # each works on one at least
+Share = Annotated[int, Field(ge=1, le=MICRO_SHARDS)]  # micro-shards of a rank
 Shard = Annotated[int, Field(ge=0, lt=MICRO_SHARDS)]
 Diagnosis = Literal[
     "replay", "weight_checksum", "shard_loss", "flight_recorder", "verify_checkpoint"
@@ -67,7 +68,7 @@ class Restore(Model):
 class ConfigureRanks(Model):
     """Who works, and on how much. The process group starts again, and weights are broadcast.
 
-    Shares hold until the next of these, or until other data shards are quarantined.
+    Shares hold until the next of these.
     """
 
     kind: Literal["ranks"] = "ranks"
@@ -79,7 +80,7 @@ class ConfigureRanks(Model):
 class ConfigureData(Model):
     """What is read, and in which order. The input pipeline starts again.
 
-    Where other data shards than before are out, work is dealt out anew, as equally as can be.
+    A micro-shard whose data shard is out reads the next one that is not: no step gets shorter.
     """
 
     kind: Literal["data"] = "data"

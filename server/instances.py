@@ -35,7 +35,7 @@ from ml_trainer_env.task_ids import (
     of_varied,
 )
 
-VERSIONS: dict[Family, int] = {"varied_mlp": 1, "varied_cnn": 1, "cluster": 1}
+VERSIONS: dict[Family, int] = {"varied_mlp": 1, "varied_cnn": 1, "cluster": 2}
 TITLES: dict[Family, str] = {
     "varied_mlp": "Varied MLP",
     "varied_cnn": "Varied CNN",

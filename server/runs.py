@@ -147,7 +147,10 @@ class Run:
 
 
 def begin(workload: Workload, seed: int, engine: Engine) -> Run:
-    """The untrained run."""
+    """The untrained run. That of a cluster is one run whatever the seed: its instance is graded by
+    what was measured of that one.
+    """
+    seed = 0 if workload.world else seed
     fingerprint = engine.trains(workload)
     return Run(_first(workload, seed, fingerprint), workload, seed, engine.precision, fingerprint)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -83,6 +83,9 @@ def shown(value: object) -> str:
 
 def _number(value: object, schema: Mapping[str, Any]) -> object:
     """`value`; a whole number as one, however it is written: JSON has one kind of numbers."""
+    if isinstance(value, list):
+        of_each = next((kind["items"] for kind in _kinds(schema) if "items" in kind), {})
+        return [_number(each, of_each) for each in cast("list[object]", value)]
     if isinstance(value, float) and value.is_integer():
         return (
             int(value) if any(kind.get("type") == "integer" for kind in _kinds(schema)) else value

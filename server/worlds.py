@@ -60,6 +60,13 @@ class Reading(NamedTuple):
 
     shard: int  # whose rows
     sampler: Sampler
+    instead_of: int | None = None  # the data shard, where that is out
+
+    @property
+    def stream(self) -> str:
+        """The name of the order in which it comes."""
+        shard = f"shard {self.shard}"
+        return shard if self.instead_of is None else f"{shard} instead of {self.instead_of}"
 
     @property
     def position(self) -> int:
@@ -97,7 +104,7 @@ class Fault:
         return 1.0
 
     def load(self, shard: int, seconds: float) -> float:
-        """Of the work on one micro-shard."""
+        """Of the work on what one data shard gives."""
         return 1.0
 
 
@@ -130,7 +137,8 @@ class PoisonedShards(Fault):
 class WrongOrder(Fault):
     """From a position on, the sampler is broken, until somebody makes a new order.
 
-    One that was made before the position does not ward it off: what breaks is the sampler.
+    One that was made before the position does not ward it off: what breaks is the sampler. Whoever
+    skips past the position first, and goes back later, has made it after.
     """
 
     position: int
@@ -152,7 +160,7 @@ class WrongOrder(Fault):
             return Reading(0, reading.sampler)
         if self.kind == "starts_over":
             past = reading.position - self.position
-            return Reading(reading.shard, reading.sampler.skipping(past % self.period - past))
+            return reading._replace(sampler=reading.sampler.skipping(past % self.period - past))
         return reading
 
 

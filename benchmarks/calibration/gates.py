@@ -8,6 +8,9 @@ anything, one for each remedy, one with the remedy of a fault that looks like it
 everything is done at once. Told in healthy steps. A fault passes if doing nothing costs
 `ACTIONABLE` spreads, the right remedy brings `RIGHT` of the best home, its twin's remedy at most
 `TWIN`, and everything at once at most half on average, and harm where nothing is wrong.
+
+And on healthy runs, what somebody gains who acts at the beginning without having seen anything:
+`--names` without a name measures that alone.
 """
 
 from __future__ import annotations
@@ -40,6 +43,22 @@ from ml_trainer_env.terminal import stdout
 
 RIGHT, TWIN, ALL_AT_ONCE = 0.8, 0.3, 0.5
 LOWER = BASE.model_copy(update={"learning_rate": 0.002, "revision": 1})
+
+
+BLIND: dict[str, Remedy] = {
+    "four data shards out": (ConfigureData(quarantine=(12, 13, 14, 15)),),
+    "four data shards out, one of each rank": (ConfigureData(quarantine=(0, 4, 8, 12)),),
+    "a new order": (ConfigureData(reshuffle=True),),
+    "a rank out": (ConfigureRanks(exclude=(3,)),),
+    "all on spares": (ConfigureRanks(use_spare=(0, 1, 2, 3)),),
+    "uneven shares": (ConfigureRanks(shares=(1, 5, 5, 5)),),
+    "hardly a checkpoint": (BASE.model_copy(update={"checkpoint_every": 500}),),
+    "gradients clipped at 1": (BASE.model_copy(update={"clip": 1.0}),),
+    "half as high again a rate": (BASE.model_copy(update={"learning_rate": 0.009}),),
+    "two thirds of the rate": (BASE.model_copy(update={"learning_rate": 0.004}),),
+    "no weight decay": (BASE.model_copy(update={"weight_decay": 0.0}),),
+    "augmentation": (BASE.model_copy(update={"augmentation": 0.5}),),
+}
 
 
 def twin(name: str, of: Incident) -> Remedy:
@@ -113,6 +132,19 @@ def _drawn(name: str, number: int) -> dict[str, float]:
     return found
 
 
+def blind(draws: int) -> dict[str, list[float]]:
+    """What each of `BLIND` gains over doing nothing, of each draw."""
+    found: dict[str, list[float]] = {name: [] for name in BLIND}
+    for number in range(draws):
+        world = made(f"gates healthy {number}", "healthy", ()).world
+        nothing = healthy_steps(loss(world, finished(world)))
+        for name, does in BLIND.items():
+            steps = healthy_steps(loss(world, finished(world, None, (Scheduled(0.0, does),))))
+            found[name].append(round(steps - nothing, 1))
+            print(name, number, found[name][-1], flush=True)
+    return found
+
+
 def _before(of: Incident) -> int:
     onset = of.onsets[0] if of.onsets else 300.0
     return int(onset / of.step_seconds - 2) // BASE.checkpoint_every * BASE.checkpoint_every
@@ -141,11 +173,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         found.append(row)
         table.add_row(name, *(str(row[column]) for column in columns))
     stdout(160).print(table)
+    columns = ("gained by acting blindly at the beginning", "steps, mean", "of each draw")
+    gained, told = blind(options.draws), Table(*columns)
+    for name, steps in gained.items():
+        told.add_row(name, f"{fmean(steps):+.0f}", ", ".join(f"{each:+.0f}" for each in steps))
+    stdout(160).print(told)
     scores = [float(row["all_score"]) for row in found if row["name"] in FAULTS]
     mean = round(fmean(scores), 3) if scores else None
     print(
         json.dumps(
-            {"benchmark": "gates", "actionable": ACTIONABLE, "all_at_once": mean, "faults": found}
+            {
+                "benchmark": "gates",
+                "actionable": ACTIONABLE,
+                "all_at_once": mean,
+                "faults": found,
+                "blind": gained,
+            }
         )
     )
 

@@ -29,7 +29,7 @@ def augmented(
     if not strength:
         return inputs
     sampler = reading.sampler
-    name = f"augmentation of shard {reading.shard}, order {sampler.order}, batch {sampler.cursor}"
+    name = f"augmentation of {reading.stream}, order {sampler.order}, batch {sampler.cursor}"
     draw = np.random.Generator(np.random.Philox(Draw(place).bits(name)))
     if inputs.is_floating_point():
         return _shifted(inputs, draw, strength)

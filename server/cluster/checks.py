@@ -28,7 +28,6 @@ class Facts:
 
     seconds: float = 0.0
     excluded: frozenset[int] = frozenset()  # ranks
-    quarantined: frozenset[int] = frozenset()  # data shards
     checkpoints: tuple[int, ...] = (0,)  # steps of those that are kept
 
 
@@ -36,12 +35,7 @@ def facts_of(report: WindowReport | None) -> Facts:
     """After the event of which this is the report; None: before the first."""
     if report is None:
         return Facts()
-    return Facts(
-        report.seconds,
-        frozenset(report.excluded),
-        frozenset(report.quarantined),
-        report.checkpoints,
-    )
+    return Facts(report.seconds, frozenset(report.excluded), report.checkpoints)
 
 
 def check(world: World, facts: Facts, event: Event) -> str | None:
@@ -54,7 +48,7 @@ def check(world: World, facts: Facts, event: Event) -> str | None:
         case ConfigureRanks():
             return _ranks(world, facts, event)
         case ConfigureData():
-            return _data(world, facts, event)
+            return _data(event)
         case _:
             return None
 
@@ -76,37 +70,26 @@ def _ranks(world: World, facts: Facts, event: ConfigureRanks) -> str | None:
             f"exclude: more than half of the {world.ranks} ranks must work, so {most} can be out "
             f"at most; got {excluded}"
         )
-    serving, working = MICRO_SHARDS - len(facts.quarantined), world.ranks - excluded
-    if event.shares is None:
-        return _too_many("exclude", working, serving)
-    return _shares(event.shares, working, serving)
+    return None if event.shares is None else _shares(event.shares, world.ranks - excluded)
 
 
-def _shares(shares: tuple[int, ...], working: int, serving: int) -> str | None:
+def _shares(shares: tuple[int, ...], working: int) -> str | None:
     if len(shares) != working:
         return (
             f"shares: a number is needed for each of {working} ranks that work; got {len(shares)}"
         )
     if min(shares) < 1:
         return f"shares: every rank works on one micro-shard at least; got {min(shares)}"
-    if sum(shares) != serving:
-        return f"shares: they add up to the {serving} micro-shards in use; got {sum(shares)}"
+    if sum(shares) != MICRO_SHARDS:
+        return f"shares: they add up to the {MICRO_SHARDS} micro-shards; got {sum(shares)}"
     return None
 
 
-def _data(world: World, facts: Facts, event: ConfigureData) -> str | None:
+def _data(event: ConfigureData) -> str | None:
     quarantined = len(set(event.quarantine))
-    if quarantined > MOST_QUARANTINED:
-        return (
-            f"quarantine: {MOST_QUARANTINED} of the {MICRO_SHARDS} data shards can be out at most; "
-            f"got {quarantined}"
-        )
-    working = world.ranks - len(facts.excluded)
-    return _too_many("quarantine", working, MICRO_SHARDS - quarantined)
-
-
-def _too_many(field: str, working: int, serving: int) -> str | None:
-    """Only where a world has many ranks."""
-    if working <= serving:
+    if quarantined <= MOST_QUARANTINED:
         return None
-    return f"{field}: {working} ranks would work on {serving} micro-shards; each needs one at least"
+    return (
+        f"quarantine_shards: {MOST_QUARANTINED} of the {MICRO_SHARDS} data shards can be out at "
+        f"most; got {quarantined}"
+    )

@@ -10,7 +10,7 @@ from ml_trainer_env.events import MICRO_SHARDS
 from ml_trainer_env.server.cluster.networks import NETWORKS, Rows, losses
 from ml_trainer_env.server.cluster.reading import read
 from ml_trainer_env.server.cluster.state import ClusterState, merged
-from ml_trainer_env.server.worlds import World
+from ml_trainer_env.server.worlds import Reading, World
 
 BATCHES = 4  # of each data shard, to measure its loss
 
@@ -30,8 +30,8 @@ def shard_loss(world: World, place: str, state: ClusterState) -> list[str]:
     """Of the cluster's model on what each data shard would give next, quarantined or not."""
     weights, lines = merged(state), list[str]()
     for shard in range(MICRO_SHARDS):
-        samplers = [state.sampler.skipping(n) for n in range(BATCHES)]
-        found = [read(world, place, each, [shard]) for each in samplers]
+        wanted = [Reading(shard, state.sampler.skipping(n)) for n in range(BATCHES)]
+        found = [read(world, place, [each]) for each in wanted]
         rows = Rows(*(torch.cat(each, 1) for each in zip(*found, strict=True)))
         loss = losses(NETWORKS[world.network], weights.expand(1, -1), rows)
         lines.append(f"data shard {shard}: loss {float(loss):.3f}")

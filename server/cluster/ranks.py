@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
     rank: int
     host: int  # that plays it
-    shards: tuple[int, ...]  # its micro-shards
+    shards: tuple[int, ...]  # the data shards that its micro-shards read
     rows: Rows  # of these
     factor: float = 1.0  # of its gradients: another one on a host that corrupts them
     slowdown: float = 1.0

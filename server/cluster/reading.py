@@ -15,7 +15,7 @@ from ml_trainer_env.server.cluster.augmenting import augmented
 from ml_trainer_env.server.cluster.networks import NETWORKS, Rows
 from ml_trainer_env.server.cluster.sampler import rows_of
 from ml_trainer_env.server.engine import resident
-from ml_trainer_env.server.worlds import NetworkName, Reading, Sampler, World
+from ml_trainer_env.server.worlds import NetworkName, Reading, World
 
 PER_MICRO_SHARD: dict[NetworkName, int] = {"cluster_lm": 1, "cluster_cnn": 8}  # rows of a batch
 VALIDATION: dict[NetworkName, int] = {"cluster_lm": 128, "cluster_cnn": 960}  # rows, of all
@@ -68,11 +68,8 @@ def _cut(rows: torch.Tensor) -> torch.Tensor:
     return rows[: each * MICRO_SHARDS].unflatten(0, (MICRO_SHARDS, each))
 
 
-def read(
-    world: World, place: str, sampler: Sampler, shards: Sequence[int], augmentation: float = 0.0
-) -> Rows:
-    """What these micro-shards read at `sampler`, in their order; `place` names the draws."""
-    wanted = (Reading(shard, sampler) for shard in shards)
+def read(world: World, place: str, wanted: Sequence[Reading], augmentation: float = 0.0) -> Rows:
+    """What micro-shards read that want these, in their order; `place` names the draws."""
     return _stacked([_read(world, place, each, augmentation) for each in wanted])
 
 
@@ -93,7 +90,7 @@ def _positions(network: NetworkName, place: str, found: Reading, sorts: bool) ->
     shards, count = corpus(network).train.inputs, PER_MICRO_SHARD[network]
     rows = shards.shape[1]
     if not sorts:
-        return rows_of(place, found.sampler, found.shard, count, rows)
+        return rows_of(place, found.sampler, found.stream, count, rows)
     first = found.sampler.cursor * count
     return _in_order(network, found.shard)[np.arange(first, first + count) % rows]
 

@@ -54,7 +54,7 @@ class Fleet:
     """Which host plays which rank, and which rank works on which micro-shard."""
 
     hosts: tuple[int, ...]  # of each rank
-    owners: tuple[int, ...]  # of each micro-shard; -1: nobody's, for its data shard is out
+    owners: tuple[int, ...]  # of each micro-shard
     excluded: frozenset[int] = frozenset()  # ranks
     dead: frozenset[int] = frozenset()  # hosts
 
@@ -82,19 +82,14 @@ class Fleet:
         return tuple(shard for shard, owner in enumerate(self.owners) if owner == rank)
 
 
-def owners(
-    working: Sequence[int], shares: Sequence[int] | None, quarantined: frozenset[int]
-) -> tuple[int, ...]:
+def owners(working: Sequence[int], shares: Sequence[int] | None = None) -> tuple[int, ...]:
     """Of each micro-shard, in contiguous parts. `shares` has a number for each of `working`, and
     they add up (`checks` sees to it).
     """
-    serving = [shard for shard in range(MICRO_SHARDS) if shard not in quarantined]
     if shares is None:
-        least, more = divmod(len(serving), len(working))
+        least, more = divmod(MICRO_SHARDS, len(working))
         shares = [least + (n < more) for n in range(len(working))]
-    owner = [rank for rank, share in zip(working, shares, strict=True) for _ in range(share)]
-    found = dict(zip(serving, owner, strict=True))
-    return tuple(found.get(shard, -1) for shard in range(MICRO_SHARDS))
+    return tuple(rank for rank, share in zip(working, shares, strict=True) for _ in range(share))
 
 
 class Shown(NamedTuple):
@@ -139,7 +134,7 @@ class ClusterState:
     def facts(self) -> Facts:
         """What decides which events can be."""
         steps = tuple(each.step for each in self.checkpoints)
-        return Facts(self.seconds, self.fleet.excluded, self.quarantined, steps)
+        return Facts(self.seconds, self.fleet.excluded, steps)
 
 
 def merged(state: ClusterState) -> Tensor:

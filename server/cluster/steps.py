@@ -16,6 +16,7 @@ from ml_trainer_env.events import Settings
 from ml_trainer_env.server.cluster import clock, rates
 from ml_trainer_env.server.cluster.ranks import Part, Ranks, Update
 from ml_trainer_env.server.cluster.reading import read
+from ml_trainer_env.server.cluster.sampler import feeding
 from ml_trainer_env.server.cluster.seen import Seen, finite
 from ml_trainer_env.server.cluster.state import (
     KEPT,
@@ -25,7 +26,7 @@ from ml_trainer_env.server.cluster.state import (
     Shown,
     merged,
 )
-from ml_trainer_env.server.worlds import World
+from ml_trainer_env.server.worlds import Reading, World
 
 
 class Cluster:
@@ -71,13 +72,23 @@ class Cluster:
 
     def _parts(self, settings: Settings, name: str, turned: int) -> list[Part]:
         state, serving, faults = self.state, self.state.fleet.serving, self.world.faults
+        readings = self._readings()
         found: list[Part] = []
         for number, rank in enumerate(state.fleet.working):
-            host, shards = serving[(number + turned) % len(serving)], state.fleet.shards(rank)
-            rows = read(self.world, self.draw.place, state.sampler, shards, settings.augmentation)
+            host = serving[(number + turned) % len(serving)]
+            wanted = [readings[micro] for micro in state.fleet.shards(rank)]
+            rows = read(self.world, self.draw.place, wanted, settings.augmentation)
+            shards = tuple(each.shard for each in wanted)
             slowdown = math.prod(fault.slowdown(host, state.seconds) for fault in faults)
             found.append(Part(rank, host, shards, rows, self._factor(host, name), slowdown))
         return found
+
+    def _readings(self) -> list[Reading]:
+        """Of each micro-shard."""
+        return [
+            Reading(shard, self.state.sampler, None if shard == micro else micro)
+            for micro, shard in enumerate(feeding(self.state.quarantined))
+        ]
 
     def _factor(self, host: int, name: str) -> float:
         """Of a host's gradients. Every fault has a draw of its own, so that two do not agree."""

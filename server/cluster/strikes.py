@@ -27,17 +27,22 @@ def in_order(world: World) -> list[Strike]:
 
 def strike_due(cluster: Cluster, settings: Settings, seen: Seen) -> bool:
     """What is due by now happens. False where it ends the window."""
-    going_on = True
-    for each in in_order(cluster.world)[cluster.state.struck :]:
-        if each.at > cluster.state.seconds:
-            break
-        cluster.set(struck=cluster.state.struck + 1)
-        going_on = _happen(cluster, each, settings, seen) and going_on
-    return going_on
+    pending = in_order(cluster.world)[cluster.state.struck :]
+    due = [each for each in pending if each.at <= cluster.state.seconds]
+    cluster.set(struck=cluster.state.struck + len(due))
+    down: set[int] = set()  # hosts that have crashed just now
+    going_on = [_happen(cluster, each, settings, seen, down) for each in due]
+    if all(going_on):
+        return True
+    _restart(cluster, seen)
+    return False
 
 
-def _happen(cluster: Cluster, strike: Strike, settings: Settings, seen: Seen) -> bool:
-    alive = cluster.state.fleet.alive
+def _happen(
+    cluster: Cluster, strike: Strike, settings: Settings, seen: Seen, down: set[int]
+) -> bool:
+    """False where the job has to start again: once, for all that is due."""
+    alive = set(cluster.state.fleet.alive) - down
     match strike:
         case WrongRate():
             _multiply(cluster, strike.times, settings)
@@ -48,6 +53,7 @@ def _happen(cluster: Cluster, strike: Strike, settings: Settings, seen: Seen) ->
             cluster.ranks.part(strike.host)
         case Crash() if strike.host in alive:
             _crash(cluster, strike, seen)
+            down.add(strike.host)
             return False
         case BadResume():
             _move(cluster, strike, settings, seen)
@@ -68,7 +74,6 @@ def _crash(cluster: Cluster, strike: Crash, seen: Seen) -> None:
     cluster.set(fleet=replace(state.fleet, dead=dead), lost=(*state.lost, strike.host))
     cluster.ranks.lose(strike.host)
     seen.incidents.append(f"rank {cluster.rank(strike.host)} was lost")
-    _restart(cluster, seen)
 
 
 def _move(cluster: Cluster, strike: BadResume, settings: Settings, seen: Seen) -> None:
@@ -84,7 +89,6 @@ def _move(cluster: Cluster, strike: BadResume, settings: Settings, seen: Seen) -
         cluster.set(checkpoints=(*others, damaged))
     else:
         _multiply(cluster, strike.times, settings)
-    _restart(cluster, seen)
 
 
 def _restart(cluster: Cluster, seen: Seen) -> None:

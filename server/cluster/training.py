@@ -70,7 +70,7 @@ def start(world: World, seed: int) -> ClusterState:
         weights = initial_weights(network, generator)
     model = Model(weights, (torch.zeros_like(weights), torch.zeros_like(weights)))
     ranks = range(world.ranks)
-    fleet = Fleet(tuple(ranks), owners(ranks, None, frozenset()))
+    fleet = Fleet(tuple(ranks), owners(ranks))
     first = Checkpoint(0, model, Sampler())
     return ClusterState(model, fleet, first.sampler, checkpoints=(first,))
 
@@ -170,7 +170,7 @@ def _configure_ranks(cluster: Cluster, event: ConfigureRanks) -> Report:
         hosts[rank] = fleet.next_host
         fleet = replace(fleet, hosts=tuple(hosts))
     fleet = replace(fleet, excluded=frozenset(event.exclude))
-    owned = owners(fleet.working, event.shares, state.quarantined)
+    owned = owners(fleet.working, event.shares)
     weights = state.apart.get(fleet.serving[0], state.model.weights)
     cluster.set(
         fleet=replace(fleet, owners=owned),
@@ -183,13 +183,10 @@ def _configure_ranks(cluster: Cluster, event: ConfigureRanks) -> Report:
 
 
 def _configure_data(cluster: Cluster, event: ConfigureData) -> Report:
-    """Another quarantine deals out work anew, as equally as can be: explicit shares hold until
-    then. And the last window cannot be replayed after it: it was of other batches.
-    """
+    """After another quarantine the last window cannot be replayed: it was of other batches."""
     state, quarantined = cluster.state, frozenset(event.quarantine)
     if quarantined != state.quarantined:
-        owned = owners(state.fleet.working, None, quarantined)
-        cluster.set(fleet=replace(state.fleet, owners=owned), window=None)
+        cluster.set(window=None)
     sampler = state.sampler.reshuffled() if event.reshuffle else state.sampler
     cluster.set(quarantined=quarantined, sampler=sampler)
     cluster.wait(clock.RELOAD)

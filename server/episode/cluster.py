@@ -238,7 +238,7 @@ class ClusterEpisode(Episode):
             deadline=self._deadline,
             step_seconds=cluster.step_seconds,
             settings=settings,
-            rate=settings.learning_rate * rates.factor(settings, self._part(now)),
+            part=self._part(now),
         )
 
     def _told_of_run(self, wanted: int, after: Situation, reports: Sequence[EpochReport]) -> str:

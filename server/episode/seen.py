@@ -9,6 +9,7 @@ from typing import Any
 from ml_trainer_env.cluster_status import WINDOWS_SHOWN, ClusterConfig, ClusterStatus, Window
 from ml_trainer_env.events import RankReport, Settings, Train, WindowReport
 from ml_trainer_env.models import EpochRecord
+from ml_trainer_env.server.cluster import rates
 
 AUGMENTATION = 0.5  # where it is switched on without a strength
 DIGITS = 4
@@ -35,7 +36,7 @@ def status(
     deadline: float,
     step_seconds: float,  # of a healthy cluster
     settings: Settings,
-    rate: float,  # that was set, in force
+    part: float,  # of the time, that is over
 ) -> ClusterStatus:
     """Where the cluster stands."""
     now, trained = latest(history), windows(history)
@@ -49,7 +50,7 @@ def status(
         goodput=_short(now.step * step_seconds / now.seconds) if now.seconds else None,
         config=config(settings),
         augmentation=settings.augmentation,
-        learning_rate_in_force=float(f"{_in_force(trained, settings, rate):.{DIGITS}g}"),
+        learning_rate_in_force=float(f"{_in_force(trained, settings, part):.{DIGITS}g}"),
         excluded=now.excluded,
         quarantined=now.quarantined,
         checkpoints=now.checkpoints,
@@ -76,13 +77,17 @@ def config(settings: Settings) -> ClusterConfig:
     )
 
 
-def _in_force(trained: History, settings: Settings, rate: float) -> float:
-    """What the last step has used; what was set, where that was set since."""
-    if not trained:
-        return rate
-    plan, used = trained[-1].plan, _window(trained[-1]).learning_rate
-    assert isinstance(plan, Train)
-    return used if used is not None and plan.settings == settings else rate
+def _in_force(trained: History, settings: Settings, part: float) -> float:
+    """What the last step has used, on the schedule that is set now; what was set, where the rate
+    was set since: a rate that is wrong stays wrong until then, whatever else is set.
+    """
+    factor = rates.factor(settings, part)
+    if trained:
+        plan, used = trained[-1].plan, _window(trained[-1]).learning_rate
+        assert isinstance(plan, Train)
+        if used is not None and plan.settings.revision == settings.revision:
+            return used * factor / rates.factor(plan.settings, part)
+    return settings.learning_rate * factor
 
 
 def _summary(number: int, record: EpochRecord, history: History) -> Window:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ml_trainer_env.cluster_status import ClusterConfig
-from ml_trainer_env.events import Diagnosis, Rank, Shard
+from ml_trainer_env.events import Diagnosis, Rank, Shard, Share
 from ml_trainer_env.models import (
     EpochCount,
     LearningRate,
@@ -92,7 +92,9 @@ class AdjustRateOfStep(_Arguments):
 class RestoreCheckpoint(_Arguments):
     """Arguments of restore_checkpoint."""
 
-    step: Annotated[int, Field(ge=0, description="the latest checkpoint up to here is taken")]
+    step: Annotated[
+        int, Field(ge=0, le=10_000, description="the latest checkpoint up to here is taken")
+    ]
     skip_batches: Annotated[
         int, Field(ge=0, le=1000, description="batches after it that are not to be read")
     ] = 0
@@ -108,7 +110,7 @@ class ConfigureRanksArguments(_Arguments):
     ] = None
     use_spare: Annotated[list[Rank] | None, Field(description="ranks that get a fresh host")] = None
     shares: Annotated[
-        list[int] | None,
+        list[Share] | None,
         Field(description="micro-shards of each working rank, in order; left out: equal shares"),
     ] = None
 

@@ -8,13 +8,13 @@ from ml_trainer_env.events import Diagnose, Restore, Train
 from ml_trainer_env.server.cluster import reading
 from ml_trainer_env.server.cluster.networks import NETWORKS
 from ml_trainer_env.server.cluster.reading import corpus, read
-from ml_trainer_env.server.worlds import BadBatches, PoisonedShards, Sampler, WrongOrder
+from ml_trainer_env.server.worlds import BadBatches, PoisonedShards, Reading, Sampler, WrongOrder
 
 AT = Sampler().skipping
 
 
 def rows(of, sampler, shard=3, augmentation=0.0):
-    return read(of, of.draw(0).place, sampler, [shard], augmentation)
+    return read(of, of.draw(0).place, [Reading(shard, sampler)], augmentation)
 
 
 def mislabelled(of, sampler, shard=3):

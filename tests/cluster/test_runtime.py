@@ -15,6 +15,7 @@ from ml_trainer_env.events import ConfigureRanks, Diagnose, Event, Restore
 from ml_trainer_env.models import EpochRecord
 from ml_trainer_env.server import runs, trainer, trainings
 from ml_trainer_env.server.cluster.trained import ClusterTraining
+from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.runs import Run, Scale, Workload
 from ml_trainer_env.server.runtime import state_files
 from ml_trainer_env.server.runtime.orders import Order, outcome_of
@@ -22,6 +23,7 @@ from ml_trainer_env.server.runtime.pool import Pool
 from ml_trainer_env.server.runtime.records import Records
 from ml_trainer_env.server.runtime.runner import Runner
 from ml_trainer_env.server.runtime.sharing import SharingRunner
+from ml_trainer_env.server.session import process
 
 WORLD = world(*EVERYTHING, deadline=240.0)
 WORKLOAD = Workload("cluster_cnn", "fashion_mnist", 16, 1, Scale(0.0, 1.0), world=WORLD)
@@ -156,3 +158,11 @@ def test_more_windows_than_the_clock_has_are_trained_up_to_the_deadline(share: b
         with closing(runner.train(run, [WINDOW] * 20)) as epochs:
             found = [each.record for each in epochs]
         assert [each.window.step for each in found if each.window] == [25, 50, 58]
+
+
+@pytest.mark.parametrize("seed", [1, 3_653_403_231])
+def test_a_cluster_is_one_run_whatever_the_seed(seed):
+    """Its grade compares with what was measured of that one; adapters draw seeds."""
+    assert runs.begin(WORKLOAD, seed, trainer.engine()) == begun()
+    task = task_of("cluster/eval/0")
+    assert process.begin(trainer.engine(), task, seed) == process.begin(trainer.engine(), task, 0)

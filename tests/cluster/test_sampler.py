@@ -13,7 +13,9 @@ ROWS = 48
 def pass_over(name, order, shard, per_batch=8, number=0):
     batches = ROWS // per_batch
     samplers = [Sampler(number * batches + n, orders=(0,) * order) for n in range(batches)]
-    return np.concatenate([rows_of(name, each, shard, per_batch, ROWS) for each in samplers])
+    return np.concatenate(
+        [rows_of(name, each, f"shard {shard}", per_batch, ROWS) for each in samplers]
+    )
 
 
 @given(st.integers(0, 15), st.integers(0, 3), st.integers(0, 5))
@@ -34,7 +36,7 @@ def test_passes_shards_orders_and_runs_have_orders_of_their_own():
 
 
 def test_a_batch_may_lie_in_two_passes():
-    both = rows_of("a", Sampler(ROWS // 7), 0, 7, ROWS)
+    both = rows_of("a", Sampler(ROWS // 7), "shard 0", 7, ROWS)
     first, second = pass_over("a", 0, 0, 1), pass_over("a", 0, 0, 1, number=1)
     assert list(both) == [*first[42:], second[0]]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from clusters import SETTINGS, STEADILY, WINDOW, play, same, world
 
-from ml_trainer_env.events import ConfigureRanks, Diagnose, Train
+from ml_trainer_env.events import ConfigureRanks, Diagnose, Restore, Train
+from ml_trainer_env.server.cluster import clock
 from ml_trainer_env.server.cluster.networks import NETWORKS
 from ml_trainer_env.server.cluster.packed import pack
 from ml_trainer_env.server.cluster.state import merged, most_bytes
@@ -113,3 +114,42 @@ def test_with_every_host_out_of_step_the_training_goes_on():
     assert same(state, play(of, WINDOW, WINDOW)[0])
     weighed = sum(tensor.nbytes for tensor in pack(state)[1].values())
     assert weighed <= most_bytes(NETWORKS[of.network])
+
+
+def test_crashes_that_are_due_at_once_start_the_job_again_once():
+    """A host that is down cannot crash; and nobody piles up crashes by waiting for them."""
+    of = world(*(Crash(at=20 + n, host=2) for n in range(8)), Crash(at=25, host=0))
+    state, (waited, window) = play(of, ConfigureRanks(use_spare=(1,)), WINDOW)
+    assert waited.seconds > 28
+    assert window.incidents == (
+        "rank 2 was lost",
+        "rank 0 was lost",
+        "restarted from the checkpoint of step 0",
+    )
+    assert (len(window.losses), state.lost, state.struck) == (1, (2, 0), 9)
+    step = window.seconds - waited.seconds - clock.TIMEOUT - clock.RESTART
+    assert 0.8 < step < 1.2
+
+
+def test_what_is_rare_costs_its_seconds():
+    """Of the guide's table: the others are in the tests of their events."""
+    diagnoses = {
+        "weight_checksum": 1.0,
+        "shard_loss": 4.0,
+        "flight_recorder": 0.5,
+        "verify_checkpoint": 2.0,
+    }
+    for what, seconds in diagnoses.items():
+        _, (report,) = play(world(), Diagnose(what=what))
+        assert report.seconds == seconds
+    for event, seconds in (
+        (ConfigureRanks(), 9.0),
+        (ConfigureRanks(exclude=(1,)), 9.0),
+        (ConfigureRanks(use_spare=(0, 1)), 29.0),
+        (Restore(step=0), 9.0),
+    ):
+        _, (report,) = play(world(), event)
+        assert report.seconds == seconds
+    usual, crashed = (play(world(*faults), WINDOW)[1][0] for faults in ((), (Crash(at=3, host=2),)))
+    lost = crashed.seconds - usual.seconds * len(crashed.losses) / len(usual.losses)
+    assert lost == pytest.approx(15, abs=0.5)

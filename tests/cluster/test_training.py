@@ -16,6 +16,8 @@ from ml_trainer_env.events import (
 )
 from ml_trainer_env.server.cluster import clock
 from ml_trainer_env.server.cluster.networks import NETWORKS
+from ml_trainer_env.server.cluster.reading import read
+from ml_trainer_env.server.cluster.sampler import feeding
 from ml_trainer_env.server.cluster.state import merged
 from ml_trainer_env.server.cluster.training import advance, start
 from ml_trainer_env.server.worlds import (
@@ -25,6 +27,7 @@ from ml_trainer_env.server.worlds import (
     Crash,
     Desync,
     PoisonedShards,
+    Reading,
     Sampler,
     SlowHost,
     SlowShard,
@@ -120,15 +123,38 @@ def test_a_restored_run_is_led_back_to_where_it_was_restored_by_a_crash():
     assert shown.incidents[1] == "restarted from the checkpoint of step 10"
 
 
-def test_shares_hold_until_other_data_shards_are_out_and_work_is_dealt_out_equally_then():
+def test_shares_hold_whatever_data_shards_are_out():
     of = world()
     shared = ConfigureRanks(shares=(1, 5, 5, 5))
     _, (_, same_ones, out) = play(
         of, shared, ConfigureData(reshuffle=True), ConfigureData(quarantine=(3, 9))
     )
-    assert [len(each.shards) for each in same_ones.ranks] == [1, 5, 5, 5]
-    assert [len(each.shards) for each in out.ranks] == [4, 4, 3, 3]
+    for each in (same_ones, out):
+        assert [len(rank.shards) for rank in each.ranks] == [1, 5, 5, 5]
     assert (same_ones.quarantined, out.quarantined) == ((), (3, 9))
+
+
+@pytest.mark.parametrize("out", [(0, 1, 2, 3), (12, 13, 14, 15), (0, 5, 10, 15)])
+def test_a_step_is_as_long_and_as_large_with_data_shards_out(out):
+    """Else whoever wants more steps would take good shards out."""
+    before, (usual,) = play(world(), WINDOW)
+    state, (_, report) = play(world(), ConfigureData(quarantine=out), WINDOW)
+    assert report.made == usual.made
+    assert state.seconds == pytest.approx(before.seconds + clock.RELOAD)
+    assert [len(rank.shards) for rank in report.ranks] == [4, 4, 4, 4]
+    read = [shard for shard, loss in enumerate(report.shard_losses) if loss is not None]
+    assert read == [shard for shard in range(16) if shard not in out]
+
+
+def test_what_stands_in_for_a_data_shard_reads_other_rows_of_the_next_one():
+    assert feeding(frozenset({3, 4, 15})) == (0, 1, 2, 5, 5, *range(5, 15), 0)
+    of, at = world(), Sampler(7)
+    own, *others = (
+        read(of, of.draw(0).place, [Reading(5, at, instead_of)]).inputs
+        for instead_of in (None, 3, 4)
+    )
+    assert not any(torch.equal(own, other) for other in others)
+    assert not torch.equal(*others)
 
 
 def test_a_report_says_which_ranks_and_data_shards_are_out():

@@ -7,9 +7,13 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from operated import call, operated, task, windows
+from wild import json_values
 
 from ml_trainer_env.server.counterfactuals import Counterfactuals
+from ml_trainer_env.server.episode.episode import Episode
 from ml_trainer_env.server.episode.tools import CLUSTER_TOOLS, TOOLS, UnknownTool, tools_of
 from ml_trainer_env.server.validation import ActionError
 from ml_trainer_env.server.worlds import (
@@ -22,6 +26,7 @@ from ml_trainer_env.server.worlds import (
 
 ADDED = ("restore_checkpoint", "configure_ranks", "configure_data", "run_diagnostic")
 MOST_TOKENS = 700
+LONGEST_ERROR = 800  # characters
 
 
 def tokens(text: str) -> int:
@@ -78,6 +83,65 @@ def test_a_mistake_says_what_is_allowed_and_costs_nothing(
     with pytest.raises(ActionError, match=re.escape(told)):
         call(episode, tool, **arguments)
     assert episode.get_training_status() == before
+
+
+RANKS = st.lists(json_values | st.integers() | st.sampled_from([0, 1.0, 3, 10**5000]), max_size=4)
+SENT = st.one_of(
+    st.tuples(
+        st.just("configure_ranks"),
+        st.dictionaries(st.sampled_from(["exclude", "use_spare", "shares"]), RANKS | json_values),
+    ),
+    st.tuples(
+        st.just("configure_data"),
+        st.dictionaries(st.sampled_from(["quarantine_shards", "reshuffle"]), RANKS | json_values),
+    ),
+    st.tuples(
+        st.just("restore_checkpoint"),
+        st.dictionaries(
+            st.sampled_from(["step", "skip_batches", "load_optimizer"]),
+            json_values | st.integers() | st.sampled_from([10**5000]),
+        ),
+    ),
+    st.tuples(
+        st.sampled_from(sorted(CLUSTER_TOOLS.keys() - {"run_epochs", "submit_model"})),
+        st.dictionaries(st.text(max_size=8), json_values, max_size=3),
+    ),
+)
+
+
+def tried(episode: Episode, tool: str, arguments: dict[str, Any]) -> str:
+    """Why not; empty where it was done."""
+    try:
+        call(episode, tool, **arguments).model_dump_json()
+    except ActionError as error:
+        return str(error)
+    return ""
+
+
+@given(sent=SENT)
+@settings(max_examples=100, deadline=None)
+def test_whatever_is_sent_either_happens_or_is_told_in_a_line_and_changes_nothing(
+    sent: tuple[str, dict[str, Any]],
+) -> None:
+    tool, arguments = sent
+    episode = operated()
+    before = episode.get_training_status()
+    told = tried(episode, tool, arguments)
+    after = episode.get_training_status()
+    if told:
+        assert told.isascii()
+        assert len(told) < LONGEST_ERROR
+        assert after == before
+    else:
+        assert after.tool_calls_left >= before.tool_calls_left - 1
+
+
+def test_whole_numbers_in_a_list_may_be_written_with_a_point() -> None:
+    episode = operated()
+    call(episode, "configure_ranks", exclude=[1.0])
+    status = call(episode, "configure_data", quarantine_shards=[2.0, 3.0]).cluster
+    assert status
+    assert (status.excluded, status.quarantined) == ((1,), (2, 3))
 
 
 def test_what_every_tool_does_is_seen_and_takes_its_seconds() -> None:
@@ -216,6 +280,44 @@ def test_an_operator_sees_the_consequences_of_a_fault_and_never_its_name() -> No
     ranks = last.windows[-1].ranks
     assert min(ranks, key=lambda each: each.agreement or 0).rank == 1
     assert max(ranks, key=lambda each: each.step_seconds or 0).rank == 2
+
+
+def test_in_words_a_status_is_short_when_everything_has_run_away() -> None:
+    crashes = (Crash(at=20.0 + number, host=7) for number in range(20))
+    episode = operated(*crashes, network="cluster_lm", ranks=8, deadline=400.0)
+    wild = {"learning_rate": 10.0, "lr_schedule": "constant", "warmup": 0.0}
+    call(episode, "configure_training", **wild)
+    for _ in range(3):
+        call(episode, "configure_ranks")
+    highest = 0.0
+    for _ in range(4):
+        status = windows(episode, 3)
+        assert status.cluster
+        assert tokens(str(status)) < MOST_TOKENS
+        highest = max(highest, *(each.highest_loss or 0 for each in status.cluster.windows))
+    assert highest > 1000
+
+
+def test_a_rate_that_is_wrong_is_told_until_it_is_set_whatever_else_is_set() -> None:
+    episode = operated(WrongRate(at=5, times=15), deadline=300.0)
+    windows(episode, 1)
+    for tool, arguments in (
+        ("configure_training", {"gradient_clip": 1.0}),
+        ("configure_training", {"checkpoint_every": 20}),
+        ("toggle_augmentation", {"enabled": True}),
+    ):
+        told = call(episode, tool, **arguments).cluster
+        used = windows(episode, 1).cluster
+        assert told
+        assert used
+        assert used.learning_rate_in_force == pytest.approx(told.learning_rate_in_force, rel=0.3)
+        assert used.learning_rate_in_force > 5 * used.config.learning_rate
+    before = episode.get_training_status().cluster
+    assert before
+    rate = before.config.learning_rate
+    right = call(episode, "configure_training", learning_rate=rate).cluster
+    assert right
+    assert right.learning_rate_in_force < rate
 
 
 def test_in_words_a_status_is_short_and_in_full_it_has_all() -> None:

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_trainer_env import frozen
+from ml_trainer_env.events import Restore
 from ml_trainer_env.server import counterfactuals, incidents
 from ml_trainer_env.server.cluster.checks import Facts, check
 from ml_trainer_env.server.counterfactuals import Counterfactuals, healthy_steps
 from ml_trainer_env.server.incidents import BLOCK, FAULTS, QUIET, TROUBLES, incident
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.validation import InvalidArguments
+from ml_trainer_env.server.worlds import BadBatches
 from ml_trainer_env.task_ids import CLUSTER, SPLITS, InstanceId, Split, instances
 
 FEWEST_FAULTS = 10
@@ -78,6 +80,17 @@ def test_a_remedy_is_possible_and_comes_after_the_onset(
                     assert check(of.world, facts, event) is None
 
 
+def test_who_goes_back_before_bad_batches_skips_all_of_them_and_no_more() -> None:
+    for number in range(20):
+        of = incidents.made(f"tests {number}", "fault", ("bad batches",), beyond=number % 2 == 1)
+        (bad,), ((scheduled,),) = of.world.faults, of.remedies
+        (back,) = scheduled.does
+        assert isinstance(bad, BadBatches)
+        assert isinstance(back, Restore)
+        assert back.step <= bad.position
+        assert back.step + back.skip_batches == bad.position + bad.count
+
+
 # The grade ----------------------------------------------------------------------------------------
 
 
@@ -111,6 +124,9 @@ def test_doing_nothing_recovers_nothing_the_best_everything_and_restraint_is_who
     assert quiet.worth == "quiet"
     assert quiet.score(590) == quiet.score(700) == 1
     assert quiet.score(590 - 200) == 0
+    spread = frozen.healthy().spread
+    for lost, score in ((spread, 1), (spread + 15, 0.75), (spread + 30, 0.5), (spread + 60, 0)):
+        assert quiet.score(590 - lost) == pytest.approx(score)
     between = Counterfactuals(500.0, (510.0,))
     assert between.worth is None
 
