@@ -84,7 +84,8 @@ def shown(value: object) -> str:
 def _number(value: object, schema: Mapping[str, Any]) -> object:
     """`value`; a whole number as one, however it is written: JSON has one kind of numbers."""
     if isinstance(value, list):
-        of_each = next((kind["items"] for kind in _kinds(schema) if "items" in kind), {})
+        items = [kind["items"] for kind in _kinds(schema) if "items" in kind]
+        of_each: Mapping[str, Any] = items[0] if items else {}
         return [_number(each, of_each) for each in cast("list[object]", value)]
     if isinstance(value, float) and value.is_integer():
         return (

@@ -22,7 +22,7 @@ from ml_trainer_env.events import MICRO_SHARDS, WINDOW, Settings, Train
 from ml_trainer_env.server.cluster.networks import Transformer
 from ml_trainer_env.server.cluster.reading import corpus, read
 from ml_trainer_env.server.cluster.training import advance, start
-from ml_trainer_env.server.worlds import Sampler, World
+from ml_trainer_env.server.worlds import Reading, Sampler, World
 from ml_trainer_env.terminal import stdout
 
 TARGET = 1.5
@@ -76,7 +76,8 @@ def usual_way() -> Callable[[], object]:
     def window() -> None:
         nonlocal cursor
         for _ in range(WINDOW):
-            rows = read(WORLD, place, Sampler(cursor), range(MICRO_SHARDS))
+            wanted = [Reading(shard, Sampler(cursor)) for shard in range(MICRO_SHARDS)]
+            rows = read(WORLD, place, wanted)
             cursor += 1
             logits = model(rows.inputs.flatten(0, 1))
             loss = F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten())

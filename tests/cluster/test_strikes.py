@@ -6,7 +6,7 @@ import pytest
 import torch
 from clusters import SETTINGS, STEADILY, WINDOW, play, same, world
 
-from ml_trainer_env.events import ConfigureRanks, Diagnose, Restore, Train
+from ml_trainer_env.events import ConfigureRanks, Diagnose, Diagnosis, Restore, Train
 from ml_trainer_env.server.cluster import clock
 from ml_trainer_env.server.cluster.networks import NETWORKS
 from ml_trainer_env.server.cluster.packed import pack
@@ -133,7 +133,7 @@ def test_crashes_that_are_due_at_once_start_the_job_again_once():
 
 def test_what_is_rare_costs_its_seconds():
     """Of the guide's table: the others are in the tests of their events."""
-    diagnoses = {
+    diagnoses: dict[Diagnosis, float] = {
         "weight_checksum": 1.0,
         "shard_loss": 4.0,
         "flight_recorder": 0.5,
