@@ -89,7 +89,7 @@ class ClusterStatus(Model):
     def __str__(self) -> str:
         """A few lines, for a reader who pays for each word."""
         lines = [
-            f"step {self.step} (made {self.steps_made}), {self.seconds:.0f} of "
+            f"step {self.step} (made {self.steps_made}), {min(self.seconds, self.deadline):.0f} of "
             f"{self.deadline:.0f} s, goodput {_value(self.goodput)}; "
             f"rate {_value(self.learning_rate_in_force)}",
         ]

@@ -150,6 +150,6 @@ def named(text: str) -> list[TaskId]:
             if all(map(instance_id, found)):
                 return [*found]
     raise ValueError(
-        f"no task is named {text}; known: {', '.join(CLASSIC_IDS)}, instances such as {EXAMPLE}, "
-        f"splits such as varied_mlp/eval, and parts of them such as varied_mlp/eval/0-11"
+        f"no task is named {text}; known: {', '.join(CLASSIC_IDS)}, instances such as {EXAMPLE} "
+        f"({_RANGES}), splits such as varied_mlp/eval, and parts of them such as cluster/eval/0-11"
     )

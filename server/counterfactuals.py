@@ -122,7 +122,7 @@ def _explanation(name: str, score: float, found: Counterfactuals, loss: float, s
             f"{found.best:.0f}. Yours saved {steps - found.nothing:.0f}."
         )
     lost = found.nothing - steps
-    told = "cost nothing" if lost <= 0 else f"cost {lost:.0f} steps"
+    told = f"cost {lost:.0f} step{'' if round(lost) == 1 else 's'}" if lost > 0 else "cost nothing"
     return (
         f"{worth}Nothing had to be done: left alone it would have been worth {found.nothing:.0f}, "
         f"and what you did {told}."

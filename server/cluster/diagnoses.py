@@ -43,7 +43,7 @@ def flight_recorder(state: ClusterState) -> list[str]:
     fleet = state.fleet
     return [
         f"rank {rank}: {'does not answer' if host in fleet.dead else 'answers'}, "
-        f"lost {state.lost.count(host)} times"
+        f"lost {state.lost.count(host)} time{'' if state.lost.count(host) == 1 else 's'}"
         for rank, host in enumerate(fleet.hosts)
     ]
 

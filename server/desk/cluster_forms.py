@@ -22,7 +22,6 @@ from ml_trainer_env.server.desk.form import Field
 from ml_trainer_env.server.episode.tools import CLUSTER_TOOLS
 
 CONFIGURE = "configure_training"
-NOTE = "cluster"  # of all its forms but the configuration's
 BUTTONS = {
     "run_diagnostic": "Diagnose",
     "restore_checkpoint": "Restore",
@@ -57,7 +56,7 @@ class ClusterForms:
                     gr.HTML(cards.step(None, "", CLUSTER_TOOLS[tool].description))
                     self._made(tool)
                     self.buttons[tool] = button(label, tool.replace("_", "-"))
-            note(NOTE)
+                    note(tool)
 
     def _card(self, number: int | None, title: str, text: str) -> gr.Column:
         card = gr.Column(elem_classes="desk-card", visible=False)

@@ -149,7 +149,7 @@ class PlayTab:
 
     def _operate(self, tool: str) -> Callable[..., Awaitable[Shown]]:
         """What a cluster's form does."""
-        note = "cluster_training" if tool == cluster_forms.CONFIGURE else cluster_forms.NOTE
+        note = "cluster_training" if tool == cluster_forms.CONFIGURE else tool
 
         async def do(request: gr.Request, *values: Any) -> Shown:
             seat = self._seats.find(_visitor(request))

@@ -47,7 +47,7 @@ def status(
         steps_made=now.made,
         seconds=round(now.seconds, 1),
         deadline=deadline,
-        goodput=_short(now.step * step_seconds / now.seconds) if now.seconds else None,
+        goodput=_short(min(1.0, now.step * step_seconds / now.seconds)) if now.seconds else None,
         config=config(settings),
         augmentation=settings.augmentation,
         learning_rate_in_force=float(f"{_in_force(trained, settings, part):.{DIGITS}g}"),

@@ -259,7 +259,7 @@ def test_a_lost_host_costs_the_steps_since_the_checkpoint_and_a_dead_one_stops_e
     assert not waiting.ranks[3].alive
     assert waiting.losses == ()
     _, (recorder,) = play(dead, Diagnose(what="flight_recorder"), state=state)
-    assert recorder.finding[3] == "rank 3: does not answer, lost 1 times"
+    assert recorder.finding[3] == "rank 3: does not answer, lost 1 time"
     _, (_, spare) = play(dead, ConfigureRanks(use_spare=(3,)), STEADILY, state=state)
     _, (_, fewer) = play(dead, ConfigureRanks(exclude=(3,)), STEADILY, state=state)
     assert spare.step == fewer.step == 35

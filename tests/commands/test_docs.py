@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from play import answered
+from real import inline
 
+from ml_trainer_env.server.ml_trainer_environment import MLTrainerEnvironment
 from ml_trainer_env.server.settings import PREFIX, Settings
 
 README = ROOT / "README.md"
@@ -97,3 +100,26 @@ def test_what_is_there_is_named_in_the_tree() -> None:
 
 def test_readme_is_short_enough_to_be_read() -> None:
     assert len(README.read_text().splitlines()) <= README_LINES
+
+
+NUMBER = r"\d+(?:\.\d+)?"
+
+
+def in_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_what_the_readme_says_is_printed_is_printed() -> None:
+    shown = README.read_text().partition("```text\n")[2].partition("```")[0]
+    env = MLTrainerEnvironment(inline())
+    env.reset(task_id="easy_mnist")
+    answered(env, "configure_training", optimizer="adam", learning_rate=0.001, batch_size=64)
+    trained, submitted = answered(env, "run_epochs", num_epochs=10), answered(env, "submit_model")
+    printed = in_line(f"{trained}\n{submitted}")
+    for part in map(in_line, shown.split("[...]")):
+        *words, last = re.split(NUMBER, part)
+        pattern = "".join(f"{re.escape(each)}({NUMBER})" for each in words) + re.escape(last)
+        found = re.search(pattern, printed)
+        assert found, part
+        told, real = (map(float, each) for each in (re.findall(NUMBER, part), found.groups()))
+        assert list(real) == pytest.approx(list(told), abs=0.05, rel=0.05)  # by processor

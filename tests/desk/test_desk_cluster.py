@@ -111,7 +111,7 @@ def status(env: MLTrainerEnvironment) -> TrainingStatus:
 def eventful() -> History:
     history = History().add(TRAIN, 25).add(TRAIN, 25, checkpoints=(0, 50))
     history.add(TRAIN, 40, incidents=("rank 2 was lost",), checkpoints=(0, 50))
-    history.add(Diagnose(what="flight_recorder"), 0.5, finding=("rank 2: answers, lost 1 times",))
+    history.add(Diagnose(what="flight_recorder"), 0.5, finding=("rank 2: answers, lost 1 time",))
     history.add(ConfigureRanks(exclude=(1,), use_spare=(2,)), 29, excluded=(1,))
     history.add(ConfigureData(quarantine=(3,)), 3, quarantined=(3,))
     restored = ("restored the checkpoint of step 50",)
@@ -160,7 +160,7 @@ def test_what_happened_and_was_done_is_in_order_and_in_words(eventful: History) 
         (122.5, "restore", "restored the checkpoint of step 50"),
         (131.5, "settings", "learning_rate 0.006 → 0.003"),
     ]
-    assert found[1].finding == ("rank 2: answers, lost 1 times",)
+    assert found[1].finding == ("rank 2: answers, lost 1 time",)
 
 
 def test_what_happened_again_and_again_is_told_once(status: TrainingStatus) -> None:

@@ -6,15 +6,16 @@ Pure. Tools, tasks and numbers come from what enforces them: a rule that changes
 from __future__ import annotations
 
 from ml_trainer_env.models import (
+    CLUSTER_TOOL_CALLS,
     INSTANCE_TOOL_CALLS,
     MAX_EPOCHS_PER_CALL,
     MAX_TOOL_CALLS,
 )
 from ml_trainer_env.server.episode import rewards
-from ml_trainer_env.server.episode.tools import TOOLS
+from ml_trainer_env.server.episode.tools import CLUSTER_TOOLS, TOOLS
 from ml_trainer_env.server.session.reset_options import ResetOptions
 from ml_trainer_env.server.tasks import TASKS
-from ml_trainer_env.task_ids import ENDLESS_FROM, EXAMPLE, INSTANCES, VARIED, Chosen
+from ml_trainer_env.task_ids import CLUSTER, ENDLESS_FROM, EXAMPLE, INSTANCES, VARIED, Chosen
 
 
 def in_short(begin: str) -> str:
@@ -30,6 +31,12 @@ def in_short(begin: str) -> str:
 def rules(begin: str) -> str:
     """Everything that holds for every task, as Markdown."""
     tools = "\n".join(f"- `{spec.name}`: {spec.description}" for spec in TOOLS.values())
+    operators = "\n".join(
+        f"- `{spec.name}`: {spec.description}"
+        for name, spec in CLUSTER_TOOLS.items()
+        if name not in TOOLS
+    )
+    clusters = ", ".join(f"{count} in `{split}`" for split, count in INSTANCES[CLUSTER].items())
     tasks = "\n".join(f"- `{task.task_id}`: {task.title}. {task.goal}" for task in TASKS.values())
     families = " and ".join(f"`{family}`" for family in VARIED)
     counts = ", ".join(f"{count} in `{split}`" for split, count in INSTANCES[VARIED[0]].items())
@@ -38,12 +45,17 @@ def rules(begin: str) -> str:
 
 {in_short(begin)}
 
-An episode has {MAX_TOOL_CALLS} tool calls, one of an instance {INSTANCE_TOOL_CALLS}; the last one
-submits by itself. Errors and get_training_status do not count.
+An episode has {MAX_TOOL_CALLS} tool calls, one of an instance {INSTANCE_TOOL_CALLS}, one
+of a cluster {CLUSTER_TOOL_CALLS}; the last one submits by itself. Errors and get_training_status do
+not count.
 
 ## Tools
 
 {tools}
+
+In an episode of a cluster the same six, of which run_epochs trains windows, and:
+
+{operators}
 
 ## Reward of a call
 
@@ -56,7 +68,7 @@ The sum of these terms; a call that did not train earns 0, the submission apart.
   episode at most
 - overfitting: -{rewards.OVERFITTING_PER_GAP:g} x (excess now - excess before), the excess being the
   part of the gap above {rewards.TOLERATED_GAP:g} at the last finished epoch
-- submission: + the final score, once
+- submission: + the final score, once; on a cluster this alone
 
 ## Tasks and final score
 
@@ -65,6 +77,10 @@ The sum of these terms; a call that did not train earns 0, the submission apart.
   budget that are drawn, perhaps with wrong labels, and a learning rate that is yours to find.
   {endless} Graded on hidden images, on a scale that was measured for each. The opening message
   tells its goal.
+- instances of `{CLUSTER}`, such as `{CLUSTER}/eval/7` ({clusters}): the training of one network on
+  several ranks, to watch, to save if something goes wrong with it, and to leave alone if not.
+  Losses of time and of quality are told in one number, and compared with what doing nothing and
+  the best known remedy come to.
 """
 
 
