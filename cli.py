@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="ML Training Optimizer: agents that run the training of real neural networks.",
 )
-data = typer.Typer(no_args_is_help=True, help="The data sets of the three tasks.")
+data = typer.Typer(no_args_is_help=True, help="The data sets.")
 app.add_typer(data, name="data")
 
 

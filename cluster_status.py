@@ -22,7 +22,7 @@ class ClusterConfig(Model):
 
     model_config = ConfigDict(strict=True)
 
-    learning_rate: Annotated[LearningRate, Field(description="the peak of the schedule")] = 0.006
+    learning_rate: Annotated[LearningRate, Field(description="the peak of the schedule")] = 0.01
     lr_schedule: Annotated[
         Literal["constant", "cosine"],
         Field(
@@ -31,7 +31,7 @@ class ClusterConfig(Model):
     ] = "cosine"
     warmup: Annotated[
         float, Field(ge=0, le=0.5, description="share of the time in which the rate rises")
-    ] = 0.05
+    ] = 0.3
     weight_decay: Annotated[WeightDecay, Field(description="decoupled")] = 0.05
     gradient_clip: Annotated[
         float,
@@ -41,7 +41,7 @@ class ClusterConfig(Model):
             allow_inf_nan=False,
             description="largest norm of the gradient; 0: not clipped",
         ),
-    ] = 0.0
+    ] = 1.0
     checkpoint_every: Annotated[int, Field(ge=5, le=500, description="steps")] = 50
 
 

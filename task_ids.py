@@ -29,7 +29,7 @@ _VARIED: dict[Split, int] = {"train": 200, "validation": 24, "eval": 48}
 INSTANCES: dict[Family, dict[Split, int]] = {
     "varied_mlp": _VARIED,
     "varied_cnn": _VARIED,
-    "cluster": {"train": 180, "validation": 40, "eval": 80},
+    "cluster": {"train": 80, "validation": 40, "eval": 80},
 }
 ENDLESS_FROM = 1000  # of train: drawn without end, without a frozen scale; of single networks
 MAX_INDEX = 9_999_999_999
@@ -42,7 +42,7 @@ _OF_VARIED = {
     "eval": "[0-9]|[1-3][0-9]|4[0-7]",
 }
 _OF_CLUSTER = {
-    "train": "[0-9]|[1-9][0-9]|1[0-7][0-9]",
+    "train": "[0-9]|[1-7][0-9]",
     "validation": "[0-9]|[1-3][0-9]",
     "eval": "[0-9]|[1-7][0-9]",
 }

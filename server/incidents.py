@@ -51,7 +51,7 @@ Remedy = tuple[Event | Settings, ...]  # settings hold from there on
 STEPS = 600  # of a healthy run to the deadline
 WINDOWS = 24  # of it
 STEP_SECONDS = {4: 1.014, 8: 0.652}  # by ranks, checkpoints included
-BASE = Settings(learning_rate=0.006)
+BASE = Settings(learning_rate=0.01, warmup=0.3, clip=1.0)  # the best of 20 that were tried
 CORRECTED = BASE.model_copy(update={"revision": 1})
 NETWORK: NetworkName = "cluster_lm"
 HIGHEST_BIT = 30  # of the exponent: lower ones are often lived with

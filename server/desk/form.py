@@ -18,6 +18,7 @@ from gradio.components import Component
 
 from ml_trainer_env.server.episode.tools import TOOLS, ToolSpec
 
+ONE_OF_WHAT_THERE_IS = "step"  # which is told later
 TICKS = 20  # steps of a slider between fractions
 LABELS = {  # where the name alone would read badly, or its place on the page says more
     "lr_schedule": "Learning-rate schedule",
@@ -97,7 +98,7 @@ def widget(name: str, schema: Mapping[str, Any], prefix: str = "") -> Component:
         common["value"] = bool(schema.get("default"))
         return gr.Checkbox(**common)
     low, high = schema.get("minimum"), schema.get("maximum")
-    if kind == "integer" and high is None:  # one of what there is, which is told later
+    if name == ONE_OF_WHAT_THERE_IS:
         return gr.Dropdown(choices=[], **common)
     if kind == "integer" and low is not None and high is not None:
         common["value"] = schema.get("default", (low + high) // 2)
@@ -120,10 +121,10 @@ def _one_of(schema: Mapping[str, Any], common: dict[str, Any]) -> Component:
 def _list(name: str, schema: Mapping[str, Any], common: dict[str, Any]) -> Component:
     """Those of few are ticked; of ranks it is told later how many there are."""
     items = next(each["items"] for each in (schema, *schema.get("anyOf", ())) if "items" in each)
-    if "minimum" not in items:
+    if "exclusiveMaximum" not in items:  # numbers, each of which may come again
         common["value"] = ""
         return gr.Textbox(placeholder="4, 4, 4, 4", **common)
-    choices = [(str(each), each) for each in range(items.get("exclusiveMaximum", 0))]
+    choices = [(str(each), each) for each in range(items["exclusiveMaximum"])]
     common |= {"value": [], "info": WHOLE.get(name, common["info"])}
     return gr.CheckboxGroup(choices=choices, elem_classes="desk-ticks", **common)
 

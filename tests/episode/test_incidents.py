@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_trainer_env import frozen
+from ml_trainer_env.cluster_status import ClusterConfig
 from ml_trainer_env.events import Restore
 from ml_trainer_env.server import counterfactuals, incidents
 from ml_trainer_env.server.cluster.checks import Facts, check
 from ml_trainer_env.server.counterfactuals import Counterfactuals, healthy_steps
+from ml_trainer_env.server.episode.seen import config
 from ml_trainer_env.server.incidents import BLOCK, FAULTS, QUIET, TROUBLES, incident
 from ml_trainer_env.server.instances import task_of
 from ml_trainer_env.server.validation import InvalidArguments
@@ -129,6 +131,10 @@ def test_doing_nothing_recovers_nothing_the_best_everything_and_restraint_is_who
         assert quiet.score(590 - lost) == pytest.approx(score)
     between = Counterfactuals(500.0, (510.0,))
     assert between.worth is None
+
+
+def test_what_a_cluster_is_configured_with_is_what_its_tool_says() -> None:
+    assert ClusterConfig() == config(incidents.BASE)
 
 
 # The tables ---------------------------------------------------------------------------------------
