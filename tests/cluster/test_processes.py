@@ -56,7 +56,7 @@ def test_with_every_host_out_of_step_or_dead_many_processes_go_on_as_one_does(tm
     of = world(
         *(Desync(at=4 + host, host=host) for host in (2, 0, 3, 1)),
         BitFlip(at=15, bit=26, share=0.3),
-        *(Crash(at=70 + host, host=host, dead=True) for host in range(4)),
+        *(Crash(at=70, host=host, dead=True) for host in range(4)),
         deadline=400.0,
     )
     everyone = ConfigureRanks(use_spare=(0, 1, 2, 3))

@@ -92,7 +92,12 @@ def test_corruptions_of_two_hosts_are_drawn_apart_in_a_training():
 def test_the_recorder_counts_what_happened_to_hosts_that_served():
     of = world(Crash(at=5, host=1), Crash(at=30, host=3))
     state, (*_, out) = play(of, ConfigureRanks(exclude=(3,)), WINDOW, WINDOW, RECORDER)
-    assert [line.split(", lost ")[1] for line in out.finding] == ["0 times", "1 time", "0 times", "0 times"]
+    assert [line.split(", lost ")[1] for line in out.finding] == [
+        "0 times",
+        "1 time",
+        "0 times",
+        "0 times",
+    ]
     assert state.lost == (1,)
     assert state.struck == 2
 
