@@ -14,15 +14,17 @@ from functools import cache
 from typing import Any, get_args
 
 import pytest
+import slices
 import torch
 import torch.nn.functional as F
+from slices import every_task
 from torch import Tensor, nn
 
 from ml_trainer_env.models import EpochPlan, Optimizer
 from ml_trainer_env.server import models_nn, trainer
 from ml_trainer_env.server.engine import varied
 from ml_trainer_env.server.engine.inputs import EpochInputs
-from ml_trainer_env.server.engine.resident import Resident, Rows, resident
+from ml_trainer_env.server.engine.resident import Resident, Rows
 from ml_trainer_env.server.models_nn import NETWORKS, ConvNet, Mlp, unflatten
 from ml_trainer_env.server.tasks import TASKS
 from ml_trainer_env.server.trainer import Checkpoint, TrainingState, advance
@@ -32,25 +34,10 @@ RATES: dict[Optimizer, float] = {"sgd": 0.05, "adam": 0.003, "adamw": 0.003}
 
 SMALL_RATES: dict[Optimizer, float] = {"sgd": 0.005, "adam": 0.0002, "adamw": 0.0002}
 
-every_task = pytest.mark.parametrize("task_id", TASKS)
 
-
-def cut(dataset: str, train: int = TRAIN) -> Resident:
-    data = resident(dataset)
-
-    def rows(whole: Rows, n: int) -> Rows:
-        return Rows(whole.images[:n], whole.labels[:n])
-
-    return Resident(
-        train=rows(data.train, train),
-        val=rows(data.val, HELD_OUT),
-        test=rows(data.test, HELD_OUT),
-        probe=rows(data.probe, HELD_OUT),
-        train_labels=data.train_labels[:train],
-    )
-
-
-small = cache(cut)
+@cache
+def small(dataset: str, train: int = TRAIN) -> Resident:
+    return slices.cut(dataset, train, HELD_OUT)
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +179,7 @@ class PlainLoop:
 
     def batches(self, number: int) -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
         work, part = self.start.run.workload, BATCH // self.start.run.workload.shards
-        data, units = cut(work.dataset, self.train), NETWORKS[work.network].dropout_units
+        data, units = small(work.dataset, self.train), NETWORKS[work.network].dropout_units
         seed = self.start.run.seed
         inputs = EpochInputs.draw(data, self.plan, work.dataset, seed, number, units)
         for first in range(0, len(inputs) // BATCH * BATCH, BATCH):
@@ -260,7 +247,7 @@ def test_the_gradient_is_the_sum_over_the_shards(
     monkeypatch: pytest.MonkeyPatch, task_id: str, shards: int
 ) -> None:
     """After one step of sgd its momentum is the gradient. Seed 2: no unit on its ReLU's edge."""
-    monkeypatch.setattr(varied, "resident", lambda name: cut(name, BATCH))
+    monkeypatch.setattr(varied, "resident", lambda name: small(name, BATCH))
     work = replace(begin(task_id).run.workload, shards=shards)
     start, each = trainer.start(work, 2), plan(weight_decay=0)
     loop = PlainLoop(start, each, train=BATCH)

@@ -34,20 +34,25 @@ MATRIX: list[tuple[str, Optimizer]] = [
 every_task = pytest.mark.parametrize("task_id", TASKS)
 
 
-@cache
-def small(dataset: str) -> Resident:
+def cut(dataset: str, train: int, held_out: int) -> Resident:
+    """The first images of each split."""
     data = resident(dataset)
 
-    def cut(rows: Rows, n: int) -> Rows:
-        return Rows(rows.images[:n], rows.labels[:n])
+    def rows(whole: Rows, n: int) -> Rows:
+        return Rows(whole.images[:n], whole.labels[:n])
 
     return Resident(
-        train=cut(data.train, TRAIN),
-        val=cut(data.val, HELD_OUT),
-        test=cut(data.test, HELD_OUT),
-        probe=cut(data.probe, HELD_OUT),
-        train_labels=data.train_labels[:TRAIN],
+        train=rows(data.train, train),
+        val=rows(data.val, held_out),
+        test=rows(data.test, held_out),
+        probe=rows(data.probe, held_out),
+        train_labels=data.train_labels[:train],
     )
+
+
+@cache
+def small(dataset: str) -> Resident:
+    return cut(dataset, TRAIN, HELD_OUT)
 
 
 def plan(optimizer: Optimizer = "adam", **changes: Any) -> EpochPlan:
